@@ -90,7 +90,7 @@ class Capabilities:
 
     backend: str
     isolation: str
-    """The tier in force: `namespaces`, `uid`, `container`, `none`."""
+    """The tier in force: `namespaces`, `uid`, `none`; behind `container/` what is inside one."""
     cgroup: bool
     """True if memory, processes and CPU are limited per session by the kernel's control groups."""
     network: bool
@@ -155,6 +155,7 @@ class Sandbox(Protocol):
         stdin: bytes = b"",
         files: Mapping[str, bytes] | None = None,
         limits: Limits | None = None,
+        profile: str | None = None,
     ) -> ExecResult:
         """Run a whole program once, in a session of its own, and end everything it started."""
         ...
