@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 
-import psutil
+
+def _parents() -> dict[int, int]:
+    """The parent of every process that can be seen."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    return parents
 
 
 def below(pid: int) -> list[int]:
-    """Process ids below `pid`, children before their own children."""
-    try:
-        return [p.pid for p in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return []
+    """Process ids below `pid`, parents before their children."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents().items():
+        children.setdefault(parent, []).append(child)
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
 
 
 def kill_below(pid: int) -> None:

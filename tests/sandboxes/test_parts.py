@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -135,3 +136,28 @@ def test_messages_carry_any_text() -> None:
     assert wire.decode(wire.encode(message)) == message
     with pytest.raises(ValueError, match="decode"):
         wire.decode(b"\xff{")
+
+
+def test_the_backend_needs_the_standard_library_and_our_foundation_only() -> None:
+    """It runs in containers with little more than an interpreter; `-S`: without site packages."""
+    program = (
+        "import sys, types\n"
+        "package = types.ModuleType('agentrl'); package.__path__ = ['agentrl']\n"
+        "sys.modules['agentrl'] = package\n"
+        "sys.path.insert(0, '.')\n"
+        "import sandboxes.embedded.backend\n"
+        "print(*(m for m in sys.modules if m.partition('.')[0] == 'agentrl'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program],
+        cwd=Path(seccomp.__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {
+        "agentrl",
+        "agentrl.errors",
+        "agentrl.interfaces",
+        "agentrl.types",
+    }
