@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from sandboxes.embedded.zygote import Zygote
 _START_S = 20.0
 _END_S = 5.0
 _LAST_CLAIMS = 4  # one is right, more are tampering: no need to count them
+_SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket takes descriptors
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Handle:
         self.facts: socket.socket
         self.claims: socket.socket
         self.stdout = self.stderr = -1
+        self._refuses_descriptors = True
 
     @classmethod
     async def open(cls, zygote: Zygote, limits: Limits) -> Handle:
@@ -123,6 +126,7 @@ class Handle:
             theirs.append(far)
             self.claims, far = _pair()
             theirs.append(far)
+            self._refuses_descriptors = _refuse_descriptors(self.claims)
             self.stdout, far = _pipe()
             theirs.append(far)
             self.stderr, far = _pipe()
@@ -177,6 +181,11 @@ class Handle:
     def _read_claims(self, most: int = 1) -> None:
         for _ in range(most):
             try:
+                if not self._refuses_descriptors and _carries_descriptors(self.claims):
+                    self._loop.remove_reader(self.claims)  # to take it would be to close them
+                    self.kill("tampered: the code sent descriptors")
+                    self._push(Claim(None))
+                    return
                 data = self.claims.recv(wire.MESSAGE_BYTES + 1024)
             except BlockingIOError:
                 return
@@ -271,7 +280,10 @@ class Handle:
             sock = getattr(self, name, None)
             if sock is not None:
                 self._loop.remove_reader(sock)
-                sock.close()
+                if name == "facts" or self._refuses_descriptors:
+                    sock.close()
+                else:  # descriptors in it may take as long to close as the code wants
+                    threading.Thread(target=sock.close, daemon=True).start()
         for fd in (self.stdout, self.stderr, self._worker_pidfd):
             if fd >= 0:
                 os.close(fd)
@@ -307,6 +319,24 @@ def _pair() -> tuple[socket.socket, int]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs.detach()
+
+
+def _refuse_descriptors(sock: socket.socket) -> bool:
+    """Have the kernel refuse descriptors sent to this socket; False where it cannot.
+
+    Whoever drops the last reference to a descriptor closes it, and code can send one whose close
+    lasts (a TCP connection that lingers): that must not be this process's event loop.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _carries_descriptors(sock: socket.socket) -> bool:
+    """Whether the next message does, without taking it. Raises BlockingIOError without one."""
+    return bool(sock.recvmsg(1, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC)
 
 
 def _pipe() -> tuple[int, int]:

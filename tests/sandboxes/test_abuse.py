@@ -18,7 +18,7 @@ import pytest
 from abuse_cells import CELLS, D, K
 from sandbox_arena import Arena, Go
 
-from sandboxes.embedded import EmbeddedSession
+from sandboxes.embedded import EmbeddedSession, handle
 
 WALL_S = {"A05-many-blocks": 8.0, "A06-children-together": 8.0}  # much memory takes time to touch
 
@@ -311,3 +311,60 @@ def test_floods_of_messages_do_not_hold_the_host(go: Go, arena: Arena) -> None:
     """
     result = go(arena.attack(lambda s: s.run(textwrap.dedent(source)), ("tampered",), D))
     assert result.duration < 1
+
+
+LINGERING = """
+import array, os, socket, struct
+listener = socket.socket(); listener.bind(('127.0.0.1', 0)); listener.listen()
+a = socket.create_connection(listener.getsockname()); b, _ = listener.accept()
+a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 20))
+a.setblocking(False)
+try:
+    while True: a.send(bytes(1 << 16))
+except BlockingIOError: pass
+for fd in range(900, 910):
+    try: channel = socket.socket(fileno=os.dup(fd))
+    except OSError: continue
+    for order in ([a, b], [b, a], [a] * 200):
+        rights = array.array('i', [one.fileno() for one in order])
+        try: channel.sendmsg([b'{"id": 1}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError: pass
+a.close(); b.close()
+"""
+
+
+@pytest.mark.parametrize("kernel", ["refuses", "takes"])
+def test_descriptors_sent_to_the_host(go: Go, arena: Arena, monkeypatch, kernel: str) -> None:
+    """A connection that lingers would block, for 20 s here, whoever closes it last."""
+    if kernel == "takes":  # as before Linux 6.16
+        monkeypatch.setattr(handle, "_refuse_descriptors", lambda sock: False)
+    longest = 0.0
+
+    async def tick():
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    async def play():
+        ticking = asyncio.create_task(tick())
+        # Before Linux 6.16 the kernel keeps such a socket, and its namespace, for as long.
+        result = await (
+            arena.attack(lambda s: s.run(LINGERING), ("ok", "tampered", "timeout"), None)
+            if kernel == "refuses"
+            else _attack_without_counts(arena)
+        )
+        ticking.cancel()
+        return result
+
+    result = go(play())
+    assert longest < 3
+    assert result.status == "tampered" or kernel == "refuses"
+
+
+async def _attack_without_counts(arena: Arena):
+    async with arena.box.session() as session:
+        result = await session.run(LINGERING)
+        await arena.check_bystander()
+    return result
