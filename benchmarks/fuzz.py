@@ -55,20 +55,32 @@ def feed_frames(data: bytes) -> None:
     assert found[0] == found[1], "the cut of the stream changed the messages"
 
 
-_WORDS = ("id", "status", "value", "cut", "error", "code", "sync", "ok", "exit", "x\ud800")
+_WORDS = ("ok", "error", "exit", "sync", "x\ud800", "")
+_KEYS = ("id", "status", "value", "cut", "error", "code", "more")
 
 
 def _build(choices: Iterator[int], depth: int = 0) -> Any:
-    """A JSON value of the shapes that claims have, chosen by bytes."""
-    kind = next(choices, 0) % (8 if depth < 4 else 6)
-    number = next(choices, 0)
+    """A JSON value chosen by bytes: numbers, words and nests of them."""
+    kind, number = next(choices, 0) % (8 if depth < 4 else 6), next(choices, 0)
     if kind == 6:
-        return [_build(choices, depth + 1) for _ in range(number % 4)]
+        return [_build(choices, depth + 1) for _ in range(number % 5)]
     if kind == 7:
-        return {_WORDS[next(choices, 0) % 7]: _build(choices, depth + 1) for _ in range(number % 6)}
-    return (None, number % 2 == 0, number % 3, -(10**number), _WORDS[number % 10], "a" * 99**2)[
-        kind
-    ]
+        return {_KEYS[next(choices, 0) % 7]: _build(choices, depth + 1) for _ in range(number % 5)}
+    return (None, number % 2 == 0, number % 5, -(10**number), _WORDS[number % 6], "a" * 99**2)[kind]
+
+
+def _claim(choices: Iterator[int]) -> dict[str, Any]:
+    """A claim, parts of which are left out or are something else."""
+    claim: dict[str, Any] = {"id": 1, "status": _WORDS[next(choices, 0) % 4]}
+    if claim["status"] == "error":
+        claim["error"] = ["E", "m", "t"]
+    for key in _KEYS:
+        what = next(choices, 0) % 4
+        if what == 1:
+            claim.pop(key, None)
+        elif what == 2:
+            claim[key] = _build(choices)
+    return claim
 
 
 def check_claims(data: bytes) -> None:
@@ -76,8 +88,7 @@ def check_claims(data: bytes) -> None:
 
     Every second input is taken as it is, the others choose the parts of a message."""
     if data and data[0] % 2:
-        valid = {"id": 1, "status": ("ok", "error", "exit")[data[0] % 3], "error": ["E", "m", "t"]}
-        data = wire.encode({**valid, **_build(iter(bytes([7, *data[1:]])))})
+        data = wire.encode(_claim(iter(data[1:])))
     claim = handle._parse(data)
     if results.check_claim(claim, 1, Limits()) is not None:
         return
@@ -181,6 +192,8 @@ def plain(target: Target, inputs: int, seed: int) -> int:
     dice = random.Random(seed)
     for _ in range(inputs):
         data = mutate(dice.choice(target.seeds), dice)
+        if dice.random() < 0.5:
+            data = data[:1] + dice.randbytes(dice.randint(1, 64))
         started = time.monotonic()
         try:
             target.run(data)
@@ -202,6 +215,9 @@ def guided(name: str, inputs: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(TARGETS[name].seeds):
             Path(folder, str(number)).write_bytes(data)
+        for number in range(64):
+            noise = random.Random(seed * 64 + number).randbytes(64)
+            Path(folder, f"noise{number}").write_bytes(noise)
         options = [f"-runs={inputs}", f"-seed={seed + 1}", f"-timeout={_SLOW_S}"]
         options += ["-rss_limit_mb=2048", f"-max_len={_MOST_BYTES}", "-print_final_stats=1"]
         atheris.Setup(
