@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol, Self
 
-from agentrl.errors import unknown
+from agentrl.errors import ConfigError, unknown
+from agentrl.interfaces import Sandbox
 from agentrl.types import ExecResult, Limits
 from sandboxes.doctor import Report, doctor
 from sandboxes.embedded import PROFILES, EmbeddedSandbox, EmbeddedSession, Profile
@@ -31,19 +32,35 @@ __all__ = [
     "run",
 ]
 
-BACKENDS = ("embedded",)
+
+class Box(Sandbox, Protocol):
+    """A sandbox that is made closed, and then opened."""
+
+    async def open(self) -> Self: ...
+
+
+def _embedded(place: str, limits: Limits | None, **options: Any) -> Box:
+    if place:
+        raise ConfigError(
+            f"the embedded sandbox is on this machine; write 'embedded', not {place!r}"
+        )
+    return EmbeddedSandbox(limits, **options)
+
+
+BACKENDS: Mapping[str, Callable[..., Box]] = {"embedded": _embedded}
+"""Name -> a function of what stands behind the name's colon, limits and options."""
 
 
 class Opening:
     """What `open` returns: `async with` it, or `await` it for an open sandbox that you close."""
 
-    def __init__(self, box: EmbeddedSandbox) -> None:
+    def __init__(self, box: Box) -> None:
         self._box = box
 
-    def __await__(self) -> Generator[Any, None, EmbeddedSandbox]:
+    def __await__(self) -> Generator[Any, None, Sandbox]:
         return self._box.open().__await__()
 
-    async def __aenter__(self) -> EmbeddedSandbox:
+    async def __aenter__(self) -> Sandbox:
         return await self._box.open()
 
     async def __aexit__(self, *exc: object) -> None:
@@ -57,9 +74,10 @@ def open(backend: str = "embedded", limits: Limits | None = None, **options: Any
     `EmbeddedSandbox`: `isolation`, `profile`, `spares`. Raises ConfigError for an unknown backend
     or option; opening raises IsolationError where code cannot be isolated.
     """
-    if backend not in BACKENDS:
-        raise unknown("sandbox backend", backend, BACKENDS)
-    return Opening(EmbeddedSandbox(limits, **options))
+    name, _, place = backend.partition(":")
+    if name not in BACKENDS:
+        raise unknown("sandbox backend", name, BACKENDS)
+    return Opening(BACKENDS[name](place, limits, **options))
 
 
 def run(
@@ -77,7 +95,8 @@ def run(
     Works inside a running event loop, too, which it blocks. To run more than a few programs open a
     sandbox once: starting one takes a tenth of a second. Raises what `open` raises.
     """
-    opening = open(backend, **{"spares": 0, **options})
+    once_only = {"spares": 0} if backend == "embedded" else {}
+    opening = open(backend, **{**once_only, **options})
 
     async def once() -> ExecResult:
         async with opening as box:
