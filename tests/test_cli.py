@@ -90,6 +90,8 @@ def fails(capsys, *argv: str) -> str:
         (["run", "broken.yaml"], "broken.yaml is not valid YAML: line 2, column 1: expected"),
         (["run", "start", "n=[1"], "'n=[1': the value is not YAML: line 1, column 3: expected"),
         (["sandbox", "run", "binary.yaml"], "binary.yaml is not UTF-8"),
+        (["sandbox", "run", "5.json", "--backend", "embeded"], "mean 'embedded'?"),
+        (["eval", "--env", "arithmetic", *POLICY, "--sandbox", "embedded:x"], "on this machine"),
         (["eval", "--env", "arithmetic", *POLICY, *HINTS, "rollout.occurrence=al"], "occurrence"),
         (["eval", "--env", "arithmetic", *POLICY, *HINTS, "rollout.hints=5.json"], "a list of"),
         (

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl import config as settings
-from agentrl.commands.common import command_of, isolation_option
+from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
 from agentrl.errors import ConfigError, DataError, InfraError, unknown
 from agentrl.interfaces import Sandbox
 from agentrl.types import SamplingParams
@@ -22,13 +22,14 @@ from agentrl.types import SamplingParams
 
 @contextlib.asynccontextmanager
 async def _box(options: argparse.Namespace) -> AsyncIterator[Sandbox | None]:
-    """The sandbox that `--isolation` asks for; None leaves it to whoever needs one."""
-    if options.isolation == "auto":
+    """The sandbox that the options ask for; None leaves it to whoever needs one."""
+    backend, asked = chosen_sandbox(options)
+    if options.sandbox is None and not asked:
         yield None
         return
     import sandboxes
 
-    async with sandboxes.open("embedded", isolation=options.isolation) as box:
+    async with sandboxes.open(backend, **asked) as box:
         yield box
 
 
@@ -46,7 +47,7 @@ def _sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--concurrency", type=int, default=64)
     command.add_argument("--out", type=Path, help="folder for the trees; a second run resumes")
-    isolation_option(command)
+    sandbox_options(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.add_argument(
         "settings", nargs="*", help="env.KEY=VALUE, rollout.KEY=VALUE, policy.KEY=VALUE"
@@ -66,7 +67,7 @@ def add_run(commands: Any) -> None:
     c.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     c.add_argument("--seed", type=int)
     c.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    isolation_option(c)
+    sandbox_options(c)
     c.add_argument("--json", action="store_true", help="print the summary as JSON")
     c.set_defaults(run=run_recipe)
 

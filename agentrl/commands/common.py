@@ -13,10 +13,23 @@ def command_of(commands: Any, name: str, about: str, example: str) -> argparse.A
     return command
 
 
-def isolation_option(command: argparse.ArgumentParser) -> None:
+def sandbox_options(command: argparse.ArgumentParser) -> None:
+    """Where the policy's code runs."""
+    command.add_argument(
+        "--sandbox",
+        "--backend",
+        metavar="NAME[:PLACE]",
+        help="where code runs: embedded (default), docker, remote:URL",
+    )
     command.add_argument(
         "--isolation",
         choices=["auto", "none"],
         default="auto",
         help="none: run the policy's code WITHOUT isolation, where the machine allows no other way",
     )
+
+
+def chosen_sandbox(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The backend and the options that `sandbox_options` name, for `sandboxes.open`."""
+    asked = {} if options.isolation == "auto" else {"isolation": options.isolation}
+    return options.sandbox or "embedded", asked

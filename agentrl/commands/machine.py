@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agentrl.commands.common import command_of, isolation_option
+from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
 from agentrl.errors import DataError
 
 
@@ -21,7 +21,7 @@ def add_sandbox(commands: Any) -> None:
     r.add_argument("file", help="a program, or - for standard input")
     r.add_argument("--timeout", type=float, default=10.0, help="seconds")
     r.add_argument("--json", action="store_true")
-    isolation_option(r)
+    sandbox_options(r)
     r.set_defaults(run=run_sandbox)
     d = command_of(parts, "doctor", "what isolation works here", "agentrl sandbox doctor")
     d.set_defaults(run=run_sandbox_doctor)
@@ -37,7 +37,8 @@ def run_sandbox(options: argparse.Namespace) -> int:
         raise DataError(f"{options.file} is not UTF-8; save the program as UTF-8") from error
     except OSError as error:
         raise DataError(f"cannot read {options.file}: {error.strerror}") from error
-    result = sandboxes.run(program, wall_s=options.timeout, isolation=options.isolation)
+    backend, asked = chosen_sandbox(options)
+    result = sandboxes.run(program, backend=backend, wall_s=options.timeout, **asked)
     if options.json:
         fields = ("status", "stdout", "stderr", "exit_code", "signal", "duration", "isolation")
         print(json.dumps({name: getattr(result, name) for name in fields}))
