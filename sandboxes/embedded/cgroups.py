@@ -95,12 +95,17 @@ def detect() -> tuple[Hierarchy | None, str]:
 
 
 def _try(family: Family) -> None:
-    """Limit a process in a group, for a trial. Raises OSError."""
+    """Let a process without rights put itself in a group, for a trial. Raises OSError."""
     group = family.group(64 << 20, 16)
+    user = 65534 if os.geteuid() == 0 else None
+    entrance = group.entrance()
     try:
-        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as trial:
-            group.attach(trial.pid)
+        command = ["sh", "-c", "echo 0"]
+        done = subprocess.run(command, stdout=entrance, stderr=subprocess.DEVNULL, user=user)
+        if done.returncode != 0:
+            raise PermissionError(errno.EPERM, "a process cannot put itself in (old kernel?)")
     finally:
+        os.close(entrance)
         group.remove_now()
 
 
@@ -163,9 +168,10 @@ class Group:
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                 raise
 
-    def attach(self, pid: int) -> None:
-        """Put a process in, before it has children. Raises OSError."""
-        _write(f"{self.path}/cgroup.procs", str(pid))
+    def entrance(self) -> int:
+        """A descriptor through which a process that may not open it puts itself in, by writing
+        "0" (the kernel asks who opened it). Raises OSError."""
+        return os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed here for want of memory."""

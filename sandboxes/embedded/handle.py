@@ -103,19 +103,16 @@ class Handle:
         try:
             if self.zygote.tier == "none":
                 self.work = tempfile.mkdtemp(prefix="agentrl-")
-            cgroup = self.zygote.family is not None
-            order = plan.order_of(self.limits, cgroup=cgroup, work=self.work)
+            family = self.zygote.family
+            if family is not None:
+                memory = int(self.limits.memory_mb * (1 << 20))
+                self.group = family.group(memory, self.limits.pids)
+                theirs.append(self.group.entrance())
+            order = plan.order_of(self.limits, cgroup=family is not None, work=self.work)
             await self.zygote.spawn(order, theirs)
         finally:
             for fd in theirs:
                 os.close(fd)
-        if self.zygote.family is not None:
-            memory = int(self.limits.memory_mb * (1 << 20))
-            self.group = self.zygote.family.group(memory, self.limits.pids)
-        await self._expect("hello")
-        if self.group is not None:
-            self.group.attach(self.pid)
-        self.send_fact({"op": "go"})
         await self._expect("ready", "up")
 
     def _make_channels(self) -> list[int]:
@@ -164,11 +161,9 @@ class Handle:
             self._mark_dead("its zygote died" if self.zygote.dead else "its first process ended")
             self._push(Gone())
             return
-        if "hello" in message:
-            (self._pidfd,) = fds
+        if "ready" in message:
+            self._pidfd, self._worker_pidfd = fds
             self.pid = _pid_of(self._pidfd)
-        elif "ready" in message:
-            (self._worker_pidfd,) = fds
             self.worker_pid = _pid_of(self._worker_pidfd)
         elif message.get("ended") == 0:
             # What the interpreter said before its end counts as said before.
@@ -346,11 +341,14 @@ def _pipe() -> tuple[int, int]:
 
 
 def _pid_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    raise SandboxError("the kernel does not say which process a pidfd is of")
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _, found, rest = os.read(fd, 4096).partition(b"\nPid:")
+    finally:
+        os.close(fd)
+    if not found:
+        raise SandboxError("the kernel does not say which process a pidfd is of")
+    return int(rest.split(None, 1)[0])
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

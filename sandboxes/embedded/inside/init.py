@@ -20,24 +20,29 @@ _SWEEPS = 50
 
 
 def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> NoReturn:
-    """Build the world, wait for the host's word, serve until the host lets go."""
-    facts_fd, channel, out, err = fds
-    facts = socket(fileno=facts_fd)
+    """Start the interpreter's process, give up every privilege, serve until the host lets go.
+
+    The namespaces' contents are made by the interpreter's process before it runs any foreign code,
+    beside this one: what a clone touches is copied, so this process touches little.
+    """
+    facts = socket(fileno=fds[0])
     try:
         kernel.die_with_parent()
-        pidfd = os.pidfd_open(os.getpid())
-        wire.send(facts, {"hello": True}, [pidfd])
-        os.close(pidfd)
-        os.setsid()
-        world.build(plan, limits)
-        order, _ = wire.receive(facts)  # by now the host has put this process in a control group
-        if order is None:
-            os._exit(0)
-        Init(plan, limits, facts, (channel, out, err)).serve()
+        if limits["cgroup"]:
+            os.write(fds[4], b"0")  # this process, before it has children
+            os.close(fds[4])
+        if plan["tier"] == "none":
+            kernel.adopt_orphans()
+        os.umask(0o022)
+        Init(plan, limits, facts).serve(fds[1:4])
     except BaseException as error:
-        wire.send(facts, {"failed": f"{type(error).__name__}: {error}"})
+        _fail(facts, error)
     finally:
         os._exit(0)
+
+
+def _fail(facts: socket, error: BaseException) -> None:
+    wire.send(facts, {"failed": f"{type(error).__name__}: {error}"})
 
 
 def _processes(since: int) -> list[int]:
@@ -66,27 +71,20 @@ def _below(pid: int, parents: Mapping[int, int]) -> bool:
 class Init:
     """Children by process id, and the loop that serves the host's orders."""
 
-    def __init__(
-        self,
-        plan: Mapping[str, Any],
-        limits: Mapping[str, Any],
-        facts: socket,
-        streams: tuple[int, int, int],
-    ) -> None:
+    def __init__(self, plan: Mapping[str, Any], limits: Mapping[str, Any], facts: socket) -> None:
         self.plan = plan
         self.limits = limits
         self.facts = facts
-        self.streams = streams
         self.jobs: dict[int, int] = {}  # process id -> the host's id of the command
         self.worker = 0
-        self.woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.wake = wake
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self.woken, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def serve(self) -> None:
+    def serve(self, streams: list[int]) -> None:
         """Answer orders until the host closes its end."""
-        self.start_worker()
+        self.start_worker(streams)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        os.write(self.wake, b"\0")  # the interpreter may have ended by now
         poll = select.poll()
         poll.register(self.facts.fileno(), select.POLLIN)
         poll.register(self.woken, select.POLLIN)
@@ -116,22 +114,36 @@ class Init:
         if self.plan["tier"] == "none":
             kernel.die_with_parent()
 
-    def start_worker(self) -> None:
-        """Fork the interpreter and tell the host."""
-        channel, out, err = self.streams
-        pid = os.fork()
-        if pid == 0:
+    def start_worker(self, streams: list[int]) -> None:
+        """Fork the interpreter; it tells the host when both processes are ready."""
+        secured = os.eventfd(0)
+        self.worker = os.fork()
+        if self.worker == 0:
             try:
-                self._child()
-                worker.main(self.plan, self.limits, channel, out, err)
+                self._make_ready(secured)
+                worker.main(self.plan, self.limits, *streams)
             finally:
                 os._exit(worker.BROKEN)
-        self.worker = pid
-        for fd in self.streams:
+        world.secure(self.plan)
+        os.eventfd_write(secured, 1)
+        for fd in (secured, *streams):
             os.close(fd)
-        pidfd = os.pidfd_open(pid)
-        wire.send(self.facts, {"ready": True}, [pidfd])
-        os.close(pidfd)
+
+    def _make_ready(self, secured: int) -> None:
+        """In the interpreter's process: build the world; tell the host when both processes are as
+        they must be for foreign code."""
+        try:
+            world.build(self.plan, self.limits)
+            os.eventfd_read(secured)
+            os.close(secured)
+            pidfds = [os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid())]
+            wire.send(self.facts, {"ready": True}, pidfds)
+            for fd in pidfds:
+                os.close(fd)
+        except BaseException as error:
+            _fail(self.facts, error)
+            raise
+        self._child()
 
     def reap(self) -> None:
         """Collect ended processes; report those the host asked for."""
@@ -184,6 +196,7 @@ class Init:
             return
         try:
             self._child()
+            os.chdir(self.limits["work"])
             for target, fd in enumerate(fds):
                 os.dup2(fd, target)
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):

@@ -54,19 +54,22 @@ def mount_private(limits: Mapping[str, Any]) -> None:
 
 
 def build(plan: Mapping[str, Any], limits: Mapping[str, Any]) -> None:
-    """Make the session's world, in its first process, which keeps no privilege in it."""
+    """Make the session's world, in the process that then becomes its interpreter."""
     if plan["tier"] == "namespaces":
         map_user(plan["uid"], plan["gid"])
         mount_private(limits)
         kernel.loopback_up()
+    secure(plan)
+    os.chdir(limits["work"])
+
+
+def secure(plan: Mapping[str, Any]) -> None:
+    """Give up every privilege in the session's world, and hide from inspection."""
+    if plan["tier"] == "namespaces":
         kernel.drop_capabilities()
         kernel.no_new_privileges()
         kernel.install_seccomp(plan["seccomp"])
         kernel.set_dumpable(False)
-    else:
-        kernel.adopt_orphans()
-    os.umask(0o022)
-    os.chdir(limits["work"])
 
 
 def confine(plan: Mapping[str, Any], limits: Mapping[str, Any], *, interpreter: bool) -> None:
