@@ -21,6 +21,7 @@ _PYTHON = "/opt/python"  # the interpreter's prefix in the jail, unless it is be
 _INSIDE = Path(__file__).parent / "inside"
 _FIRST_FREE_UID = 1_879_048_192  # systemd's table of user ids leaves 1879048192 and above unused
 _NOBODY = 65534
+_CACHE_BYTES = 16 << 20
 _ETC = {
     "passwd": "root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n",
     "group": "root:x:0:\nuser:x:1000:\n",
@@ -194,7 +195,10 @@ def build(profile: Profile, control: int, *, staged: bool) -> tuple[Jail, list[s
     jail.python(python)
     jail.packages(profile)
     command = boot(jail.code(), "zygote.main", control)
-    jail.args += ["--proc", "/proc", "--dev", "/dev", "--dir", "/work", "--dir", "/tmp"]
+    jail.args += ["--proc", "/proc", "--dev", "/dev", "--dir", "/work"]
+    # Imports may write caches, which sessions do not see: each has a /tmp of its own.
+    jail.args += ["--size", str(_CACHE_BYTES), "--tmpfs"] if profile.imports else ["--dir"]
+    jail.args.append("/tmp")
     jail.args += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     head = [bwrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session"]
     head += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-add", "ALL"]

@@ -31,6 +31,11 @@ def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
     return limits
 
 
+def display_bytes(limits: Limits) -> int:
+    """The most that one cell may display: what may be downloaded, and what a process may write."""
+    return int(min(limits.download_bytes, limits.disk_mb * (1 << 20)))
+
+
 def order_of(limits: Limits, *, cgroup: bool, work: str) -> dict[str, Any]:
     """What the zygote is told about a session's limits; `work` is the session's directory."""
     return {
@@ -41,6 +46,7 @@ def order_of(limits: Limits, *, cgroup: bool, work: str) -> dict[str, Any]:
         "files": int(limits.files),
         "cpu_s": math.ceil(limits.cpu_s),
         "value_chars": int(limits.value_chars),
+        "display_bytes": display_bytes(limits),
         "cgroup": cgroup,
         "work": work,
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.types import ExecError, ExecResult, ExecStatus, Limits
+from sandboxes.embedded import artifacts
 from sandboxes.embedded.call import Call
 
-_CLAIM_KEYS = {"id", "status", "value", "cut", "error", "code"}
+_CLAIM_KEYS = {"id", "status", "value", "cut", "error", "code", "displays", "left_out"}
 _TEXT_CHARS = 20_000  # the most that the interpreter sends of an error's parts
 
 
@@ -26,6 +28,7 @@ class Ending:
     ended: dict[str, Any] | None = None
     tampered: str | None = None
     late: bool = False
+    artifacts: Mapping[str, bytes] | None = field(default_factory=dict)  # None: not delivered
 
 
 def check_claim(claim: dict[str, Any] | None, number: int, limits: Limits) -> str | None:
@@ -53,13 +56,14 @@ def check_claim(claim: dict[str, Any] | None, number: int, limits: Limits) -> st
         or not isinstance(claim.get("cut", False), bool)
     ):
         return "an exit code that is none"
-    return None
+    return artifacts.check(claim, limits)
 
 
 def of_call(call: Call, ending: Ending, isolation: str) -> ExecResult:
     """The result of an execution that ended so."""
     status, detail = _status(call, ending)
     claim = ending.claim or {}
+    missing = _missing(ending, claim)
     exit_code, number = _exit(ending)
     error = claim.get("error")
     group = call.handle.group
@@ -77,12 +81,21 @@ def of_call(call: Call, ending: Ending, isolation: str) -> ExecResult:
         duration=call.duration,
         cpu=_cpu(call, ending),
         peak_memory_mb=peak,
-        truncated=call.out.truncated or call.err.truncated or bool(claim.get("cut")),
+        truncated=call.out.truncated or call.err.truncated or bool(claim.get("cut") or missing),
         stdout_bytes=call.out.total,
         stderr_bytes=call.err.total,
+        artifacts=ending.artifacts or {},
         isolation=isolation,
-        detail=detail,
+        detail="; ".join(part for part in (detail, missing) if part),
     )
+
+
+def _missing(ending: Ending, claim: dict[str, Any]) -> str:
+    """What is to be said of displays that the result does not have."""
+    left_out = claim.get("left_out", 0)
+    if ending.artifacts is None:
+        left_out += len(claim["displays"])
+    return f"{left_out} displays left out: too many or too large" if left_out else ""
 
 
 def _clean(text: str | None) -> str | None:

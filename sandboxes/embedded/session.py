@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.types import ExecError, ExecResult, Limits
+from sandboxes.embedded import artifacts
 from sandboxes.embedded.call import Call
 from sandboxes.embedded.handle import Claim, Fact, Gone, Handle
 from sandboxes.embedded.inside import wire
@@ -102,24 +103,30 @@ class EmbeddedSession:
         forged answer is found out by the true one that follows.
         """
         handle, claim, challenge, late = call.handle, None, "", False
-        while True:
-            event = await handle.next()
-            if isinstance(event, Gone):
-                return Ending()
-            if isinstance(event, Fact):
-                if event.message.get("ended") == 0:
-                    return Ending(ended=event.message)
-            elif claim is None:
-                claim, late = event.message, call.timed_out
-                problem = check_claim(claim, number, self.limits)
-                if problem is not None:
-                    return Ending(tampered=problem)
-                challenge = secrets.token_hex(8)
-                handle.send_claim({"op": "sync", "token": challenge})
-            elif event.message == {"sync": challenge}:
-                return Ending(claim=claim, late=late)
-            else:
-                return Ending(tampered="more than one answer")
+        fds: list[int] = []
+        try:
+            while True:
+                event = await handle.next()
+                if isinstance(event, Gone):
+                    return Ending()
+                if isinstance(event, Fact):
+                    if event.message.get("ended") == 0:
+                        return Ending(ended=event.message)
+                elif claim is None:
+                    claim, late = event.message, call.timed_out
+                    problem = check_claim(claim, number, self.limits)
+                    if problem is not None:
+                        return Ending(tampered=problem)
+                    assert claim is not None
+                    challenge = secrets.token_hex(8)
+                    fds = artifacts.hold(claim)  # the displays come with the challenge's answer
+                    handle.send_claim({"op": "sync", "token": challenge}, fds)
+                elif event.message == {"sync": challenge}:
+                    return Ending(claim=claim, late=late, artifacts=artifacts.take(claim, fds))
+                else:
+                    return Ending(tampered="more than one answer")
+        finally:
+            _close(fds)
 
     async def _finish(self, call: Call, ending: Ending) -> ExecResult:
         """The result; the session ends unless it can go on."""

@@ -6,17 +6,20 @@ import __future__
 import ast
 import builtins
 import linecache
+import signal
 import sys
-import traceback
 import types
+from collections.abc import Callable
 from typing import Any
 
-from . import kernel, wire
+from . import displays, kernel, shell, tracebacks, wire
 
 _setprofile, _settrace = sys.setprofile, sys.settrace
+_setitimer = signal.setitimer
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_Expr, _Expression = ast.Expr, ast.Expression
+_ONLY_AST = ast.PyCF_ONLY_AST
 _COROUTINE = 0x80  # code flag of a cell with a top-level await
-_TRACEBACK_CHARS = 10_000
-_MESSAGE_CHARS = 4_000
 _VALUE_CHARS = 32_000  # what one message holds, whatever the characters
 _WARM_UPS = 20
 _FUTURES = {f.compiler_flag for f in (getattr(__future__, n) for n in __future__.all_feature_names)}
@@ -34,53 +37,86 @@ def flush() -> None:
     kernel.flush_c_streams()
 
 
-def shorten(text: str, most: int) -> str:
-    """`text`, with its middle left out if it is longer than `most`."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
-
-
 class Cells:
     """The state that cells share."""
 
-    def __init__(self, value_chars: int) -> None:
+    def __init__(self, value_chars: int, display_bytes: int, folder: str) -> None:
         self.value_chars = min(value_chars, _VALUE_CHARS)
+        self.folder = folder
         self.module = types.ModuleType("__main__")
-        self.module.__dict__["__builtins__"] = builtins
+        self.names = self.module.__dict__
+        self.names["__builtins__"] = builtins
+        self.names[shell.NAME] = shell.run
         sys.modules["__main__"] = self.module
+        self.displays = displays.Displays(display_bytes)
         self.count = 0
         self.flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         self.loop: Any = None
+        self.last: Any = None  # what `_` holds, unless the code has a `_` of its own
+
+    def offer_displays(self) -> None:
+        """Give the code `display`, and a `show` to pyplot."""
+        builtins.display = self.displays.display  # type: ignore[attr-defined]
+        self.displays.watch_plots()
 
     def run(self, source: str) -> dict[str, Any]:
         """Run one cell; the claim about it. Never raises for what the code does, but
         KeyboardInterrupt may come out of it while it is at the answer."""
         self.count += 1
-        name = f"<cell {self.count}>"
-        source = source.removeprefix("\ufeff")
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        self.displays.begin()
+        claim = self._outcome(self._value_of, source)
+        shown = self._outcome(self.displays.figures)
+        if claim["status"] == "ok" and shown["status"] != "ok":
+            claim = shown
+        return claim | self.displays.claim()
+
+    def _outcome(
+        self, function: Callable[..., dict[str, Any] | None], *args: Any
+    ) -> dict[str, Any]:
         try:
-            value = self._evaluate(source, name)
-            if value is None:
-                return {"status": "ok", "value": None}
-            text = repr(value)
-            if not isinstance(text, str):
-                raise TypeError("__repr__ returned no string")
-            cut = len(text) > self.value_chars
-            return {"status": "ok", "value": text[: self.value_chars], "cut": cut}
+            return function(*args) or {"status": "ok"}
         except SystemExit as error:
             return {"status": "exit", "code": exit_code(error)}
         except BaseException as error:
-            return {"status": "error", "error": describe(error)}
+            return {"status": "error", "error": tracebacks.describe(error, self.folder)}
+
+    def _value_of(self, source: str) -> dict[str, Any]:
+        name = f"<cell {self.count}>"
+        source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        lines = source.split("\n")  # not splitlines: Python ends lines here only
+        linecache.cache[name] = (len(source), None, [f"{line}\n" for line in lines], name)
+        self.names.pop("__warningregistry__", None)  # each cell's warnings are new ones
+        value = self._evaluate(source, name)
+        if value is None:
+            return {"status": "ok", "value": None}
+        if self.names.get("_", self.last) is self.last:
+            self.names["_"] = self.last = value
+        self.displays.show(value)
+        text = repr(value)
+        if not isinstance(text, str):
+            raise TypeError("__repr__ returned no string")
+        cut = len(text) > self.value_chars
+        return {"status": "ok", "value": text[: self.value_chars], "cut": cut}
+
+    def _parse(self, source: str, name: str) -> ast.Module:
+        """The cell's tree; lines of notebooks are translated where it is no Python otherwise."""
+        while True:
+            try:
+                tree: ast.Module = compile(
+                    source, name, "exec", self.flags | _ONLY_AST, dont_inherit=True
+                )
+                return tree
+            except SyntaxError as error:
+                translated = shell.translate(source, error.lineno)
+                if translated is None:
+                    raise
+                source = translated
 
     def _evaluate(self, source: str, name: str) -> Any:
-        only_tree = self.flags | ast.PyCF_ONLY_AST
-        tree = compile(source, name, "exec", only_tree, dont_inherit=True)
+        tree = self._parse(source, name)
         last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)
+        if tree.body and isinstance(tree.body[-1], _Expr):
+            last = _Expression(tree.body.pop().value)  # type: ignore[attr-defined]
         body = compile(tree, name, "exec", self.flags, dont_inherit=True)
         self.flags |= sum(f for f in _FUTURES if body.co_flags & f and not self.flags & f)
         value = compile(last, name, "eval", self.flags, dont_inherit=True) if last else None
@@ -90,7 +126,7 @@ class Cells:
 
     def _run_code(self, code: types.CodeType) -> Any:
         try:
-            result = eval(code, self.module.__dict__)
+            result = eval(code, self.names)
             return self._await(result) if code.co_flags & _COROUTINE else result
         finally:  # a tracer would see, and might break, what follows
             try:
@@ -98,6 +134,8 @@ class Cells:
             except BaseException:
                 pass
             _settrace(None)
+            for timer in _TIMERS:  # an alarm that the code forgot would end the next cell
+                _setitimer(timer, 0)
 
     def _await(self, coroutine: Any) -> Any:
         import asyncio
@@ -119,7 +157,7 @@ def warm_up() -> None:
     then share."""
     main = sys.modules["__main__"]
     for _ in range(_WARM_UPS):
-        trial = Cells(100)
+        trial = Cells(100, 0, "/work")
         for source in ("x = [n * 2 for n in range(3)]\nx", "def f():\n    1 / 0\nf()", "x = ("):
             answer = trial.run(source)
             wire.decode(wire.encode(answer))
@@ -135,41 +173,3 @@ def exit_code(error: SystemExit) -> int:
         return error.code & 0xFF
     print(error.code, file=sys.stderr)
     return 1
-
-
-def describe(error: BaseException) -> list[str]:
-    """The name, text and traceback of an exception."""
-    name = type(error).__name__
-    try:
-        shown = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
-        _cut(shown)
-        text = "".join(shown.format())
-        message = str(error)
-    except BaseException:
-        text, message = f"{name}: <the exception cannot be shown>", ""
-    return [
-        name[:200],
-        shorten(message, _MESSAGE_CHARS),
-        shorten(text, _TRACEBACK_CHARS),
-    ]
-
-
-def _own(frame: traceback.FrameSummary) -> bool:
-    return not frame.filename.startswith(("/opt/", "/usr/", sys.prefix, "<frozen", _HERE))
-
-
-_HERE = __file__.rpartition("/")[0] + "/"
-
-
-def _cut(shown: traceback.TracebackException) -> None:
-    """Leave the code's own frames, in the exception and in those it came from."""
-    seen: set[int] = set()
-    todo: list[traceback.TracebackException | None] = [shown]
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.stack = traceback.StackSummary.from_list([f for f in one.stack if _own(f)])
-        todo += [one.__cause__, one.__context__]
-        todo += getattr(one, "exceptions", None) or []

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cells
+from . import cells, shell, tracebacks
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -31,19 +31,21 @@ def run(order: dict[str, Any], fds: list[int], worker: Worker) -> NoReturn:
     sys.argv = [path, *order["args"]]
     main = worker.cells.module
     main.__dict__["__file__"] = path
+    del main.__dict__[shell.NAME], builtins.display  # type: ignore[attr-defined]
     worker.running = True
     claim: dict[str, Any] = {"status": "ok"}
     code = 0
     try:
         with open(path, "rb") as file:
             source = file.read()
-        exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+        name = path.removeprefix(f"{worker.cells.folder}/")
+        exec(compile(source, name, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as error:
         code = cells.exit_code(error)
         claim = {"status": "exit", "code": code}
     except BaseException as error:
         code = 1
-        claim = {"status": "error", "error": cells.describe(error)}
+        claim = {"status": "error", "error": tracebacks.describe(error, worker.cells.folder)}
         print(claim["error"][2], file=sys.stderr, end="")
     try:
         threading = sys.modules.get("threading")

@@ -21,6 +21,7 @@ from . import cells, program, wire, world
 BROKEN = 125  # exit status when the interpreter itself cannot go on
 _HIGH_FD = 900  # where closing "all" descriptors up to the limit does not reach
 _LEAST_RECURSION = 500
+_getaffinity = os.sched_getaffinity
 
 globals()["__builtins__"] = dict(vars(builtins))  # for the functions below
 
@@ -48,8 +49,15 @@ def main(
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()  # every session has a stream of its own, as `random` has
+    worker.cells.offer_displays()
+    os.cpu_count = _cpu_count
     gc.enable()
     worker.serve()
+
+
+def _cpu_count() -> int:
+    """The processors that this process may use, where Python's own counts the machine's."""
+    return len(_getaffinity(0))
 
 
 class Worker:
@@ -60,7 +68,7 @@ class Worker:
         self.saved = saved
         self.pid = os.getpid()
         self.running = False
-        self.cells = cells.Cells(limits["value_chars"])
+        self.cells = cells.Cells(limits["value_chars"], limits["display_bytes"], limits["work"])
         self._receive, self._send = wire.receive, wire.send
         self._getpid, self._exit = os.getpid, os._exit
         self._dup2, self._fstat = os.dup2, os.fstat
@@ -94,6 +102,9 @@ class Worker:
             if order is None:
                 self._exit(0)
             if order["op"] == "sync":
+                for fd in fds:
+                    self.cells.displays.write(fd)
+                    os.close(fd)
                 self._send(self.channel, {"sync": order["token"]})
             elif order["op"] == "program":
                 program.run(order, fds, self)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from _socket import socket
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import cells, init, kernel, wire, world
@@ -35,12 +36,7 @@ def main(control_fd: int) -> NoReturn:
 
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Import, set up the standard streams and freeze the heap, so that clones are cheap."""
-    failed = {}
-    for name in order["imports"]:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"
+    failed = _import(order["imports"])
     code = sys.path.pop(0)  # where `inside` is; all of it is imported by now
     sys.path_importer_cache.pop(code, None)
     sys.path[:] = [order["work"], *(p for p in sys.path if p)]
@@ -60,6 +56,17 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     gc.disable()
     gc.freeze()
     return order
+
+
+def _import(names: Sequence[str]) -> dict[str, str]:
+    """Import the modules; module -> error of those that cannot be."""
+    failed = {}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+    return failed
 
 
 def _standard_streams() -> None:
