@@ -1,15 +1,17 @@
 """Samples -> micro-batches: which samples share a forward pass, and the tensors of it.
 
-Two layouts, with the same loss and gradients:
+Three layouts, with the same loss and gradients:
 
 - `padded`: one sample a row, filled up on the right. No attention mask is needed: causal attention
-  never looks right, so the fill is never read, whatever the model. The fastest on a CPU.
+  never looks right, so the fill is never read, whatever the model.
 - `packed`: several samples in one row, each attending to itself only, positions counted from its
-  own start. No fill. For models in which `agentrl.train.scorer.packing_fault` finds no leak.
+  own start. No fill.
+- `tree`: the samples' trie in one row (`agentrl.trie`). Tokens that samples have in common stand
+  there once, each token attends to its ancestors only, and positions count from the root.
 
-Axes in names: B rows, T columns. A token tree (issue "multi-turn trainer") is a third layout of the
-same `Batch`: `attention_BTT` lets a token attend to its ancestors, `position_ids_BT` counts from
-the root, and `prev_BT` names the ancestor that predicts it. Nothing else in training changes.
+A loss sees samples one after the other in each of them, with weights of their own also for tokens
+that the model computes once, so no loss has to know the layout. Axes in names: B rows, T columns,
+as a loss sees them; C columns of the trie.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from agentrl import trie
 from agentrl.errors import DataError
+from agentrl.trie import Trie
 from agentrl.types import Sample
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "packed", "tree"]
 
 Rows = list[list[int]]
 """A micro-batch before it has tensors: for each row the indices of the samples in it, in order."""
@@ -40,9 +44,9 @@ for 8 samples of 50 to 140 tokens; the smallest of them avoids the most fill."""
 class Batch:
     """One micro-batch: what a model and a loss read. All tensors are [B, T] on one device.
 
-    The loss of predicting token `input_ids_BT[b, t]` has weight `weights_BT[b, t]` and is read off
-    the hidden state at column `prev_BT[b, t]` of the same row. Tokens nobody predicts (the first of
-    a sample, fill) have weight 0.
+    The loss of predicting token `input_ids_BT[b, t]` has weight `weights_BT[b, t]`. Tokens nobody
+    predicts (the first of a sample, fill) have weight 0. The tokens of a sample stand in one run
+    of a row; where there is a `trie`, the model reads that, and `column_BT` says where in it.
     """
 
     input_ids_BT: Tensor
@@ -51,18 +55,16 @@ class Batch:
     """int64, counted from each sample's start"""
     segment_ids_BT: Tensor
     """int64: which entry of `samples` a token belongs to; -1 is fill"""
-    prev_BT: Tensor
-    """int64: the column whose hidden state predicts this token"""
     weights_BT: Tensor
     """float32, at least 0; 0 where there is no loss"""
     samples: tuple[int, ...]
     """the index of each segment in the caller's list of samples"""
-    attention_BTT: Tensor | None = None
-    """bool, [B, T, T], True where the row's first T may attend to the second. None: causal within
-    each sample, which models derive from the positions (with their sliding windows, if any)."""
     advantages_BT: Tensor | None = None
     logprobs_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
+    trie: Trie | None = None
+    column_BT: Tensor | None = None
+    """int64: the column of this token in the trie"""
 
     @property
     def packed(self) -> bool:
@@ -74,21 +76,31 @@ class Batch:
         """How many tokens are of samples, fill not counted."""
         return int((self.segment_ids_BT >= 0).sum())
 
+    @property
+    def computed(self) -> int:
+        """How many tokens the model computes: with fill, and what samples share once."""
+        return self.input_ids_BT.numel() if self.trie is None else len(self.trie)
+
     def model_inputs(self) -> dict[str, Any]:
-        """The keyword arguments of a transformers causal model's forward pass."""
+        """The keyword arguments of a transformers causal model's forward pass.
+
+        Not yet with a trie's attention mask, whose form depends on the model's attention
+        (`agentrl.train.attention`).
+        """
+        if self.trie is not None:
+            ids, positions = self.trie.token_ids_C[None], self.trie.depth_C[None]
+            return {"input_ids": ids, "position_ids": positions, "use_cache": False}
         inputs: dict[str, Any] = {"input_ids": self.input_ids_BT, "use_cache": False}
-        if self.packed or self.attention_BTT is not None:
+        if self.packed:
             inputs["position_ids"] = self.position_ids_BT
-        if self.attention_BTT is not None:
-            inputs["attention_mask"] = self.attention_BTT[:, None]
         return inputs
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
+            f.name: value.to(device)
             for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+            if isinstance(value := getattr(self, f.name), Tensor | Trie)
         }
         return replace(self, **moved)
 
@@ -135,41 +147,76 @@ def check_samples(
         )
 
 
-def plan(lengths: Sequence[int], budget: int, layout: Layout) -> list[Rows]:
-    """Split samples of `lengths` tokens into micro-batches of at most `budget` tokens with fill.
+def plan(
+    samples: Sequence[Sample],
+    budget: int,
+    layout: Layout,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[Rows]:
+    """Split `samples` into micro-batches of at most `budget` computed tokens, fill counted.
 
     `padded` sorts by length and finds the cheapest split; `packed` fills one row a micro-batch,
-    longest first. A sample longer than the budget gets a micro-batch of its own. The order of
-    micro-batches and rows has no meaning: the sum over all of them is the same loss.
+    longest first; `tree` makes one trie a micro-batch (`agentrl.trie.cut`). The samples of a group
+    (indices; a preference pair, say) stay in one micro-batch; without `groups` each stands alone.
+    What is larger than the budget gets a micro-batch of its own. The order of micro-batches and
+    rows has no meaning: the sum over all of them is the same loss.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups = [[i] for i in range(len(samples))] if groups is None else groups
+    lengths = [len(s.token_ids) for s in samples]
+    if layout == "tree":
+        chosen = trie.cut([s.token_ids for s in samples], groups, budget, MICRO_COST)
+        return [[[i for g in micro for i in groups[g]]] for micro in chosen]
     if layout == "padded":
-        return [[[i] for i in order[a:b]] for a, b in _cheapest_cuts(lengths, order, budget)]
+        widths = [max(lengths[i] for i in group) for group in groups]
+        order = sorted(range(len(groups)), key=lambda g: (-widths[g], g))
+        shapes = [(widths[g], len(groups[g])) for g in order]
+        return [
+            [[i] for g in order[a:b] for i in groups[g]] for a, b in _cheapest_cuts(shapes, budget)
+        ]
+    sizes = [sum(lengths[i] for i in group) for group in groups]
     bins: list[tuple[int, list[int]]] = []
-    for i in order:
+    for g in sorted(range(len(groups)), key=lambda g: (-sizes[g], g)):
         for at, (used, row) in enumerate(bins):
-            if used + lengths[i] <= budget:
-                bins[at] = (used + lengths[i], [*row, i])
+            if used + sizes[g] <= budget:
+                bins[at] = (used + sizes[g], [*row, *groups[g]])
                 break
         else:
-            bins.append((lengths[i], [i]))
+            bins.append((sizes[g], [*groups[g]]))
     return [[row] for _, row in bins]
 
 
-def _cheapest_cuts(
-    lengths: Sequence[int], order: Sequence[int], budget: int
-) -> Iterator[tuple[int, int]]:
-    """Cut the sorted samples where padded tokens plus MICRO_COST a micro-batch are least.
+def cost(samples: Sequence[Sample], micros: Sequence[Rows], layout: Layout) -> float:
+    """What micro-batches of `plan` cost to compute, in tokens: fill, attention, overhead.
 
-    Dynamic programming: `best[b]` is the least cost of the first b samples, `cut[b]` where the last
-    of their micro-batches begins. The first sample of a micro-batch is its longest.
+    A row's tokens attend to the columns before them in `padded` rows, to all columns of a mask in
+    the others (a GPU skips most of these, so this is too much there, for both alike).
     """
-    n = len(order)
+    total = 0.0
+    for rows in micros:
+        paths = [[samples[i].token_ids for i in row] for row in rows]
+        if layout == "tree":
+            width = sum(map(trie.unique_tokens, paths))
+        else:
+            width = max(sum(map(len, row)) for row in paths)
+        seen = width / 2 if layout == "padded" else width
+        total += MICRO_COST + len(rows) * width * (1 + seen * trie.ATTENTION)
+    return total
+
+
+def _cheapest_cuts(shapes: Sequence[tuple[int, int]], budget: int) -> Iterator[tuple[int, int]]:
+    """Cut groups where padded tokens plus MICRO_COST a micro-batch are least.
+
+    `shapes` are the (longest sample, samples) of each group, longest first. Dynamic programming:
+    `best[b]` is the least cost of the first b groups, `cut[b]` where the last of their
+    micro-batches begins. The first sample of a micro-batch is its longest.
+    """
+    n = len(shapes)
     best, cut = [0.0] + [math.inf] * n, [0] * (n + 1)
     for a in range(n):
-        longest = lengths[order[a]]
+        rows = 0
         for b in range(a + 1, n + 1):
-            padded = longest * (b - a)
+            rows += shapes[b - 1][1]
+            padded = shapes[a][0] * rows
             if padded > budget and b > a + 1:
                 break
             if best[a] + padded + MICRO_COST < best[b]:
@@ -181,11 +228,12 @@ def _cheapest_cuts(
     return reversed(cuts)
 
 
-def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0) -> Batch:
+def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0, tree: bool = False) -> Batch:
     """The tensors of a micro-batch. `rows[b]` are the indices of the samples in row b.
 
     A list that some of the samples lack (advantages, log-probabilities) is left out of the batch
     if all lack it, and a DataError if only some do. `fill` is the id put right of shorter rows.
+    With `tree` (one row only) what samples share is computed once.
     """
     picked = [samples[i] for row in rows for i in row]
     width = max(sum(len(samples[i].token_ids) for i in row) for row in rows)
@@ -194,7 +242,6 @@ def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0) -> Batch:
     positions = torch.zeros(shape, dtype=torch.long)
     segments = torch.full(shape, -1, dtype=torch.long)
     columns = torch.arange(width)
-    prev = (columns - 1).clamp(min=0).repeat(len(rows), 1)
     extra = {
         name: torch.zeros(shape)
         for name in ("weights", "advantages", "logprobs", "ref_logprobs")
@@ -214,14 +261,20 @@ def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0) -> Batch:
             extra["weights"][b, start] = 0.0
             start, segment = end, segment + 1
         positions[b, start:] = columns[: width - start]
-    return Batch(
+    named: dict[str, Any] = {f"{name}_BT": values for name, values in extra.items()}
+    batch = Batch(
         input_ids_BT=ids,
         position_ids_BT=positions,
         segment_ids_BT=segments,
-        prev_BT=prev,
         samples=tuple(i for row in rows for i in row),
-        **{f"{name}_BT": values for name, values in extra.items()},
+        **named,
     )
+    if not tree:
+        return batch
+    if len(rows) != 1:
+        raise ValueError(f"a tree batch has one row, not {len(rows)}")
+    shared, columns_of = trie.build([s.token_ids for s in picked])
+    return replace(batch, trie=shared, column_BT=torch.cat(columns_of)[None])
 
 
 def _present(samples: Sequence[Sample], name: str) -> bool:

@@ -17,7 +17,7 @@ LAYERS = [
     {"agentrl.interfaces"},
     {"agentrl.record", "agentrl.toolcalls"},
     {"agentrl.chat", "sandboxes", "envs"},
-    {"agentrl.tree", "agentrl.logprob"},
+    {"agentrl.tree", "agentrl.logprob", "agentrl.trie"},
     {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},
     {"agentrl.losses", "agentrl.rollouts", "agentrl.collect", "agentrl.checkpoint"},
     {"agentrl.select", "agentrl.train", "agentrl.config"},
@@ -30,6 +30,7 @@ LAYERS = [
 FOUNDATION = {"agentrl.types", "agentrl.errors", "agentrl.interfaces"}
 TORCH = {"agentrl.batch", "agentrl.losses", "agentrl.train", "agentrl.engines"} | {
     "agentrl.logprob",
+    "agentrl.trie",
     "agentrl.checkpoint",
 }
 

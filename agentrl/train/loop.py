@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import random
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +30,10 @@ from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.errors import ConfigError
 from agentrl.logprob import bare_model, read_head
 from agentrl.train.adapter import adapt
+from agentrl.train.attention import tree_attention
 from agentrl.train.schedule import TrainConfig, learning_rate, plan_steps
-from agentrl.train.scorer import Scorer, head_fault, packing_fault
+from agentrl.train.scorer import Scorer
+from agentrl.train.setup import choose_dtype, choose_layout, context, make_optimizer, seed_all
 from agentrl.types import Sample
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class TrainResult:
 
     `metrics` has one row a step, also of the steps before a resume: `step` (from 1), `epoch`,
     `loss` (nats), the loss's own metrics, `lr`, `grad_norm_raw`, `samples`, `tokens`,
+    `tokens_computed` (with fill; what samples share in a tree counts once in a micro-batch),
     `weight` (the sum of weights, the loss's denominator), `seconds`, `tokens_per_s`.
     """
 
@@ -83,15 +84,15 @@ def train(
     """
     began, config = time.perf_counter(), config or TrainConfig()
     loss = losses.get(loss) if isinstance(loss, str) else loss
-    _seed(config.seed)
+    seed_all(config.seed)
     model = adapt(model, config.lora) if config.lora is not None else model
     head_VD = read_head(model).weight_VD
-    check_samples(samples, len(head_VD), _context(model))
+    check_samples(samples, len(head_VD), context(model))
     device = head_VD.device
-    dtype = _dtype(config, device)
-    layout = _layout(model, config, device)
+    dtype = choose_dtype(config, device)
     steps = plan_steps([len(s.token_ids) for s in samples], config)
-    optimizer = _optimizer(model, config)
+    layout = choose_layout(model, config, samples, [chosen for _, chosen in steps], device)
+    optimizer = make_optimizer(model, config)
     scorer = Scorer(model)  # DDP and FSDP2 wrap here
     fingerprint = _fingerprint(model, samples, config, layout, dtype, len(steps))
     rows: list[Row] = []
@@ -105,16 +106,18 @@ def train(
             if start:
                 store.load(start, model, optimizer, fingerprint)
         stack.enter_context(_training_mode(model, config.grad_checkpointing))
+        if layout == "tree":
+            stack.enter_context(tree_attention(model))
         show = stack.enter_context(_display(len(steps), start, config.log_every, progress))
         for step in range(start, len(steps)):
             clock = time.perf_counter()
             epoch, chosen = steps[step]
             picked = [samples[i] for i in chosen]
-            micros = plan([len(s.token_ids) for s in picked], config.micro_tokens, layout)
+            micros = plan(picked, config.micro_tokens, layout)
             row = {"step": step + 1, "epoch": epoch, "lr": learning_rate(step, len(steps), config)}
             for group in optimizer.param_groups:
                 group["lr"] = row["lr"]
-            row |= _accumulate(scorer, loss, picked, chosen, micros, dtype, device, step + 1)
+            row |= _accumulate(scorer, loss, picked, chosen, micros, layout, dtype, step + 1)
             row["grad_norm_raw"] = _clip(model, config.clip, step + 1, chosen)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -143,8 +146,8 @@ def _accumulate(
     picked: Sequence[Sample],
     chosen: Sequence[int],
     micros: Sequence[Rows],
+    layout: Layout,
     dtype: str,
-    device: torch.device,
     step: int,
 ) -> Row:
     """Forward and backward of one step's micro-batches; returns the step's sums.
@@ -152,10 +155,13 @@ def _accumulate(
     The denominator is the sum of weights over the whole step, so a token counts the same wherever
     it lands (a mean of micro-batch means would not: transformers issue 34191).
     """
+    device = read_head(scorer.model).weight_VD.device
     denominator = math.fsum(trainable_weight(s) for s in picked)
+    computed = 0
     totals: dict[str, list[Tensor]] = {}
     for micro in micros:
-        batch = collate(picked, micro).to(device)
+        batch = collate(picked, micro, tree=layout == "tree").to(device)
+        computed += batch.computed
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
             logprobs_BT = scorer(batch).logprobs_BT
         out = loss(logprobs_BT, batch, denominator)
@@ -172,7 +178,8 @@ def _accumulate(
         )
     sums = {name: torch.stack(parts).sum().item() for name, parts in totals.items()}
     tokens = sum(len(s.token_ids) for s in picked)
-    return {**sums, "samples": len(picked), "tokens": tokens, "weight": denominator}
+    counts = {"samples": len(picked), "tokens": tokens, "tokens_computed": computed}
+    return {**sums, **counts, "weight": denominator}
 
 
 def _clip(model: nn.Module, clip: float | None, step: int, chosen: Sequence[int]) -> float:
@@ -185,60 +192,6 @@ def _clip(model: nn.Module, clip: float | None, step: int, chosen: Sequence[int]
             "were not changed. Lower lr, or train in fp32"
         )
     return norm
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _context(model: nn.Module) -> int | None:
-    """The most positions the model's configuration allows, if it says."""
-    return getattr(bare_model(model).config.get_text_config(), "max_position_embeddings", None)
-
-
-def _dtype(config: TrainConfig, device: torch.device) -> str:
-    """fp32 or bf16; auto takes bf16 where products of it are faster than of fp32."""
-    if config.dtype != "auto":
-        return config.dtype
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None), torch.cpu._is_amx_tile_supported
-    return "bf16" if device.type == "cpu" and any(f and f() for f in has) else "fp32"
-
-
-def _layout(model: nn.Module, config: TrainConfig, device: torch.device) -> Layout:
-    """Check that the model can be trained at all, and how its samples share a forward pass."""
-    name = type(model).__name__
-    if fault := head_fault(model):
-        raise ConfigError(f"cannot train {name}: {fault}")
-    if config.layout == "padded" or (config.layout == "auto" and device.type == "cpu"):
-        return "padded"
-    if fault := packing_fault(model):
-        if config.layout == "packed":
-            raise ConfigError(f"{name} cannot train on packed rows: {fault}. Use layout='padded'")
-        log.warning("%s: training on padded rows, not packed ones: %s", name, fault)
-        return "padded"
-    return "packed"
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, in one fused kernel where the device has it; no weight decay on vectors."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ConfigError("the model has no trainable parameter; set requires_grad, or use lora")
-    if low := {str(p.dtype) for p in trainable if p.dtype != torch.float32}:
-        raise ConfigError(
-            f"the trainable parameters are {', '.join(sorted(low))}; small updates would be lost. "
-            "Load the model in float32 (dtype='bf16' then computes in bfloat16), or use lora"
-        )
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def _fingerprint(

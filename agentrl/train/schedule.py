@@ -33,8 +33,9 @@ class TrainConfig:
     """tokens an optimizer step; instead of `batch_size` where given"""
     micro_tokens: int = 2048
     """tokens a forward pass, fill counted: what bounds memory"""
-    layout: Literal["auto", "padded", "packed"] = "auto"
-    """auto: padded on a CPU; else packed where the model allows it"""
+    layout: Literal["auto", "padded", "packed", "tree"] = "auto"
+    """auto: tree where samples share enough of their beginnings; else padded on a CPU, packed on a
+    GPU; as far as the model allows it, with a warning where it does not"""
     warmup_ratio: float = 0.05
     """part of all steps in which the learning rate rises from 0"""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -50,6 +51,8 @@ class TrainConfig:
     """bf16: autocast, with fp32 parameters; auto: bf16 where the hardware multiplies it"""
     grad_checkpointing: bool = False
     """computes activations again in the backward pass: less memory, a third more time"""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: bitsandbytes, moments in 8 bits, on a GPU only"""
     lora: Mapping[str, Any] | None = None
     log_every: int = 10
     """steps between printed lines; metrics.jsonl has every step"""
@@ -70,7 +73,8 @@ class TrainConfig:
             raise ConfigError("warmup_ratio must be from 0 to 1, save_every not negative")
         choices = {
             "schedule": SCHEDULES,
-            "layout": ("auto", "padded", "packed"),
+            "layout": ("auto", "padded", "packed", "tree"),
+            "optimizer": ("adamw", "adamw_8bit"),
             "dtype": ("fp32", "bf16", "auto"),
         }
         for name, known in choices.items():

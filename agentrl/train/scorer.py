@@ -2,8 +2,9 @@
 
 `Scorer` runs the decoder once and sends only tokens that have a weight through the head. Models
 differ in what they do to their logits, and in whether samples packed into a row stay apart (layers
-with a state leak): `head_fault` and `packing_fault` find out by running the model on a few tokens,
-and `train` refuses what does not check. Axes in names: B rows, T columns, D hidden, N tokens.
+with a state leak): `head_fault` and `layout_fault` find out by running the model on a few tokens,
+and `train` refuses what does not check. Axes in names: B rows, T columns, D hidden, N tokens that
+go through the head, M all tokens that the model computes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agentrl.batch import Batch, collate
+from agentrl.batch import Batch, Layout, collate
 from agentrl.logprob import bare_model, linear_logprobs, read_head
+from agentrl.train.attention import model_inputs, window
 from agentrl.types import Sample
 
 
@@ -43,26 +45,50 @@ class Scorer(nn.Module):
         read_head(model)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The decoder's last hidden states [B, T, D]."""
-        out = bare_model(self.model).base_model(**batch.model_inputs())
+        """The decoder's last hidden states [B, T, D]; of a batch with a trie [1, C, D]."""
+        out = bare_model(self.model).base_model(**model_inputs(self.model, batch))
         hidden_BTD: Tensor = out[0]
         return hidden_BTD
 
     def forward(self, batch: Batch, *, entropy: bool = False) -> Scores:
         """Log-probabilities [B, T] of the batch's own tokens where its weight is not 0."""
-        hidden_BTD = self.hidden(batch)
-        b_N, t_N = batch.weights_BT.nonzero(as_tuple=True)
+        hidden_MD = self.hidden(batch).flatten(0, 1)
+        scored = _scored(batch)
         logprobs_N, entropy_N = linear_logprobs(
-            hidden_BTD[b_N, batch.prev_BT[b_N, t_N]],
-            batch.input_ids_BT[b_N, t_N],
+            hidden_MD.index_select(0, scored.before_N),
+            scored.targets_N,
             read_head(self.model),
             entropy=entropy,
         )
-        zeros_BT = torch.zeros_like(batch.weights_BT)
-        return Scores(
-            zeros_BT.index_put((b_N, t_N), logprobs_N),
-            zeros_BT.index_put((b_N, t_N), entropy_N) if entropy else None,
-        )
+        return Scores(scored.spread(logprobs_N), scored.spread(entropy_N) if entropy else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """The tokens of a batch that go through the head: those with a weight, shared ones once."""
+
+    before_N: Tensor
+    """where the hidden state is that predicts each, in the model's rows laid end to end"""
+    targets_N: Tensor
+    where_BT: Tensor
+    """bool: which of the loss's tokens have a weight"""
+    of_W: Tensor
+    """for each of these its place among the N"""
+
+    def spread(self, values_N: Tensor) -> Tensor:
+        """Values of the scored tokens at all of their places in [B, T], 0 elsewhere."""
+        zeros_BT = values_N.new_zeros(self.where_BT.shape)
+        return zeros_BT.masked_scatter(self.where_BT, values_N[self.of_W])
+
+
+def _scored(batch: Batch) -> _Scored:
+    where_BT = batch.weights_BT != 0
+    if batch.trie is None or batch.column_BT is None:
+        at_N = where_BT.flatten().nonzero().squeeze(1)
+        of_N = torch.arange(len(at_N), device=at_N.device)
+        return _Scored(at_N - 1, batch.input_ids_BT.flatten()[at_N], where_BT, of_N)
+    at_N, of_W = torch.unique(batch.column_BT[where_BT], return_inverse=True)
+    return _Scored(batch.trie.parent_C[at_N], batch.trie.token_ids_C[at_N], where_BT, of_W)
 
 
 def head_fault(model: nn.Module) -> str | None:
@@ -82,29 +108,48 @@ def head_fault(model: nn.Module) -> str | None:
     )
 
 
-def packing_fault(model: nn.Module) -> str | None:
-    """Why samples cannot share a row in this model, or None if they can (tried on 2 samples).
+def layout_fault(model: nn.Module, layout: Layout, longest: int) -> str | None:
+    """Why samples cannot be laid out so for this model, or None if they can (tried on a few).
 
-    The second sample of a row must come out as in a row of its own, and must not change with the
-    first. State-space and convolution layers carry state over; some models ignore `position_ids`.
+    `longest` is the length of the longest sample. Every token of a packed row, or of a trie, must
+    come out as in a row of its own, and so must not change with what stands before it. State-space
+    and convolution layers carry state over; some models ignore `position_ids`, or attention masks.
     """
+    sees = window(model)
+    if layout == "tree" and sees is not None and longest > sees:
+        return f"some of its layers see {sees} tokens back, the longest sample has {longest}"
     with _quiet(model) as (device, vocab_size, tolerance):
-        one, other, second = (_probe(vocab_size, 7, seed) for seed in (1, 2, 3))
         scorer = Scorer(model)
+        samples = _probes(vocab_size)
         try:
-            alone_TD = scorer.hidden(collate([second], [[0]]).to(device))[0]
-            after_one_TD, after_other_TD = (
-                scorer.hidden(collate([first, second], [[0, 1]]).to(device))[0, 7:]
-                for first in (one, other)
-            )
+            alone = [scorer.hidden(collate([s], [[0]]).to(device))[0] for s in samples]
+            found = _hidden_of_samples(scorer, samples, layout, device)
         except (TypeError, ValueError, RuntimeError) as error:
-            return f"its forward pass refuses packed rows ({error})"
-    allowed = tolerance * alone_TD.abs().max().item()
-    if (after_one_TD - after_other_TD).abs().max().item() > allowed:
-        return "a sample's hidden states change with the sample before it in the row"
-    if (after_one_TD - alone_TD).abs().max().item() > allowed:
-        return "a sample's hidden states change with its place in the row"
+            return f"its forward pass refuses such rows ({error})"
+    for one_TD, other_TD in zip(alone, found, strict=True):
+        if (one_TD - other_TD).abs().max().item() > tolerance * one_TD.abs().max().item():
+            return "a sample's hidden states change with the other samples in the row"
     return None
+
+
+def _hidden_of_samples(
+    scorer: Scorer, samples: list[Sample], layout: Layout, device: torch.device
+) -> list[Tensor]:
+    """Each sample's hidden states [T, D], computed in one micro-batch."""
+    everyone = list(range(len(samples)))
+    rows = [[i] for i in everyone] if layout == "padded" else [everyone]
+    batch = collate(samples, rows, tree=layout == "tree").to(device)
+    hidden = scorer.hidden(batch)
+    if batch.column_BT is not None:
+        hidden = hidden[0, batch.column_BT]
+    return [hidden[batch.segment_ids_BT == segment] for segment in everyone]
+
+
+def _probes(vocab_size: int) -> list[Sample]:
+    """Samples of which some share a beginning, one is another's, and one stands alone."""
+    first, second, third, other = (list(_probe(vocab_size, 7, i).token_ids) for i in range(4))
+    paths = [first + second, first + third, [*first, *second, *other], first, other + first]
+    return [Sample(path, [1.0] * len(path)) for path in paths]
 
 
 def _probe(vocab_size: int, n: int, seed: int) -> Sample:

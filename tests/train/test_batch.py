@@ -20,27 +20,28 @@ from agentrl.types import Sample
 MODEL = tiny()
 
 
-def batched_loss(model, samples, micros) -> float:
+def batched_loss(model, samples, micros, tree=False) -> float:
     """Loss and gradients of one step, as the training loop makes them."""
     denominator = math.fsum(trainable_weight(s) for s in samples)
     total = 0.0
     for rows in micros:
-        batch = collate(samples, rows)
+        batch = collate(samples, rows, tree=tree)
         out = sft(Scorer(model)(batch).logprobs_BT, batch, denominator)
         out.loss.backward()
         total += out.loss.item()
     return total
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
 @pytest.mark.parametrize("budget", [1, 30, 70, 10_000])
 def test_same_loss_and_gradients_as_one_by_one(layout, budget) -> None:
     samples = some_samples(9, seed=3)
     expected = reference_loss(MODEL, samples)
     expected.backward()
     wanted = gradients(MODEL)
-    micros = plan([len(s.token_ids) for s in samples], budget, layout)
-    assert batched_loss(MODEL, samples, micros) == pytest.approx(expected.item(), abs=1e-5)
+    micros = plan(samples, budget, layout)
+    loss = batched_loss(MODEL, samples, micros, tree=layout == "tree")
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
     for name, grad in gradients(MODEL).items():
         torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-5)
 
@@ -69,18 +70,23 @@ def test_any_split_into_rows_and_micro_batches(n, seed, budget, packed) -> None:
         torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-4)
 
 
+def of_lengths(lengths) -> list[Sample]:
+    """Samples that share nothing, of these lengths."""
+    return [Sample([i] * n, [1.0] * n) for i, n in enumerate(lengths)]
+
+
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=12),
     st.integers(1, 120),
-    st.sampled_from(["padded", "packed"]),
+    st.sampled_from(["padded", "packed", "tree"]),
 )
 def test_plan_holds_every_sample_once_within_the_budget(lengths, budget, layout) -> None:
-    micros = plan(lengths, budget, layout)
+    micros = plan(of_lengths(lengths), budget, layout)
     assert sorted(i for rows in micros for row in rows for i in row) == list(range(len(lengths)))
     for rows in micros:
         cells = len(rows) * max(sum(lengths[i] for i in row) for row in rows)
         assert cells <= budget or sum(len(row) for row in rows) == 1
-        assert layout == "packed" or all(len(row) == 1 for row in rows)
+        assert layout != "padded" or all(len(row) == 1 for row in rows)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=7), st.integers(300, 900))
@@ -93,7 +99,7 @@ def test_padded_plan_is_the_cheapest_of_all_cuts(lengths, budget) -> None:
         sizes = [k for k in range(1, len(rest) + 1) if k * rest[0] <= budget]
         return min(k * rest[0] + MICRO_COST + cheapest(rest[k:]) for k in sizes)
 
-    micros = plan(lengths, budget, "padded")
+    micros = plan(of_lengths(lengths), budget, "padded")
     cost = sum(len(rows) * max(lengths[r[0]] for r in rows) + MICRO_COST for rows in micros)
     assert cost == cheapest(ordered)
 
@@ -104,7 +110,6 @@ def test_collate_packs_rows_with_positions_from_each_start() -> None:
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9], [4, 3, 3, 3, 3]]
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]
     assert batch.segment_ids_BT.tolist() == [[0, 0, 0, 1, 1], [2, -1, -1, -1, -1]]
-    assert batch.prev_BT.tolist() == [[0, 0, 1, 2, 3]] * 2
     assert batch.weights_BT.tolist() == [[0, 1, 0.5, 0, 1], [0] * 5]  # first tokens: never
     assert batch.samples == (0, 1, 2)
     assert batch.packed

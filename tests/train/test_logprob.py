@@ -24,7 +24,7 @@ from transformers import (
 from agentrl.batch import collate
 from agentrl.errors import ConfigError
 from agentrl.logprob import Head, linear_logprobs, read_head
-from agentrl.train.scorer import Scorer, head_fault, packing_fault
+from agentrl.train.scorer import Scorer, head_fault, layout_fault
 
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -147,7 +147,7 @@ def test_scorer_equals_the_model_s_own_logits(name, rows) -> None:
     """Scaled, capped, biased and tied heads; sliding windows; learned positions."""
     model = family(name)
     assert head_fault(model) is None
-    assert packing_fault(model) is None
+    assert layout_fault(model, "packed", 14) is None
     samples = some_samples(3, seed=5)
     total = torch.zeros(())
     for sample in samples:
@@ -231,8 +231,8 @@ def test_state_space_models_are_known_to_leak_between_packed_samples() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=2)
     model = AutoModelForCausalLM.from_config(config).train()
-    fault = packing_fault(model)
+    fault = layout_fault(model, "packed", 14)
     assert fault is not None
-    assert "sample before it" in fault or "refuses packed rows" in fault
+    assert "other samples in the row" in fault or "refuses such rows" in fault
     assert head_fault(model) is None
     assert model.training

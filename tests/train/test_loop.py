@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from train_toys import VOCAB, echo_samples, reference_loss, some_samples, tiny
 from transformers import MambaConfig, MambaForCausalLM
 
 from agentrl.batch import trainable_weight
-from agentrl.errors import ConfigError, DataError
+from agentrl.errors import ConfigError, DataError, MissingExtraError
 from agentrl.losses import LossOutput, sft
 from agentrl.train import TrainConfig, train
 from agentrl.train.schedule import learning_rate, plan_steps
+from agentrl.train.setup import choose_layout, make_optimizer
 from agentrl.types import Sample
 
 QUICK = TrainConfig(lr=1e-3, epochs=2, batch_size=4)
@@ -235,11 +237,11 @@ def test_packing_is_refused_loudly_where_samples_would_leak(caplog) -> None:
     with pytest.raises(ConfigError, match="cannot train on packed rows"):
         run(model, config=TrainConfig(max_steps=1, layout="packed"))
     assert run(model, config=TrainConfig(max_steps=1)).layout == "padded"
-    from agentrl.train.loop import _layout
-
+    samples = some_samples(4)
     with caplog.at_level(logging.WARNING):
-        assert _layout(model, TrainConfig(), torch.device("cuda")) == "padded"
-    assert "padded rows, not packed ones" in caplog.text
+        layout = choose_layout(model, TrainConfig(), samples, [[0, 1]], torch.device("cuda"))
+    assert layout == "padded"
+    assert "cannot train on packed rows, which would be faster" in caplog.text
 
 
 def test_modes_are_put_back_and_dropout_was_on() -> None:
@@ -347,3 +349,14 @@ def test_training_seeds_the_global_generators() -> None:
         run(config=TrainConfig(max_steps=1, seed=3))
         values.append((random.random(), np.random.rand(), torch.rand(()).item()))
     assert values[0] == values[1]
+
+
+def test_8_bit_adamw_is_for_gpus_and_names_its_extra(monkeypatch) -> None:
+    config = TrainConfig(optimizer="adamw_8bit")
+    with pytest.raises(ConfigError, match="runs on a GPU only"):
+        make_optimizer(tiny(), config)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r"agentrl\[quant\]"):
+        make_optimizer(tiny().to("meta"), config)
+    with pytest.raises(ConfigError, match="Did you mean 'adamw'"):
+        TrainConfig(optimizer="adam")
