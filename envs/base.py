@@ -9,6 +9,7 @@ from agentrl.errors import AgentRLError, ConfigError, SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall, ToolSpec
 from envs.grading import Grade
+from sandboxes.feedback import tool_text
 
 PYTHON = ToolSpec(
     "python",
@@ -20,9 +21,6 @@ PYTHON = ToolSpec(
         "required": ["code"],
     },
 )
-
-HEAD = TAIL = 400
-"""Characters of a tool's answer that are kept at its beginning and at its end."""
 
 DEADLY = frozenset({"timeout", "oom", "output_limit", "crashed", "tampered", "exit"})
 """Statuses after which the session may have ended."""
@@ -155,50 +153,3 @@ class QuestionEpisode:
         if session is not None:
             with contextlib.suppress(SessionDead):
                 await session.close()
-
-
-def tool_text(result: ExecResult) -> str:
-    """What a model is shown of an execution: START's protocol, section 2.
-
-    What the code printed; if it printed nothing, the value of its last expression, as a notebook
-    shows it, or else what it wrote to stderr. Whatever ended the run early follows on a line of
-    its own: the traceback, the time limit, the memory limit.
-    """
-    parts = [result.stdout.rstrip("\n") or result.value or ""]
-    if result.status == "ok":
-        parts = [parts[0] or result.stderr.rstrip("\n") or "[no output]"]
-    elif result.status == "error":
-        parts.append(_error_text(result))
-    else:
-        parts.append(_ending(result))
-    return clip("\n".join(p for p in parts if p))
-
-
-def _error_text(result: ExecResult) -> str:
-    error = result.error
-    if error is None:
-        return result.stderr.rstrip("\n") or "Error"
-    last = f"{error.name}: {error.message}" if error.message else error.name
-    return error.traceback.rstrip("\n") or last
-
-
-def _ending(result: ExecResult) -> str:
-    detail = f": {result.detail}" if result.detail else ""
-    texts = {
-        "timeout": f"[timed out after {result.duration:.1f} s]",
-        "oom": "[killed: out of memory]",
-        "output_limit": "[killed: too much output]",
-        "exit": f"[exited with status {result.exit_code}]",
-        "crashed": f"[crashed by signal {result.signal}]",
-        "tampered": "[killed: the code interfered with the interpreter]",
-    }
-    text = texts.get(result.status, f"[{result.status}{detail}]")
-    return "\n".join(p for p in (result.stderr.rstrip("\n"), text) if p)
-
-
-def clip(text: str, head: int = HEAD, tail: int = TAIL) -> str:
-    """`text`, or its head and tail with a marker that says how much is left out between them."""
-    left_out = len(text) - head - tail
-    if left_out <= 0:
-        return text
-    return f"{text[:head]}\n... [{left_out} characters left out] ...\n{text[-tail:]}"

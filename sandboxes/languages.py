@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentrl.errors import unknown
+from agentrl.types import ExecError, ExecResult
+
+COMPILE_S = 30.0
+"""Wall time that a compiler has; the program's own limit begins after it."""
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"  # as sessions see it
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """`command` runs the program stored as `file`; `tools` must exist. `compile`, a shell line,
-    comes first if it is not empty and fails the run if it fails."""
+    """`command` runs the program stored as `file`; `tools` must exist. `compiler`, a command, comes
+    first if it is not empty; where it fails the program is not run."""
 
     name: str
     file: str
     command: tuple[str, ...]
     tools: tuple[str, ...]
-    compile: str = ""
-
-    def argv(self, args: Sequence[str] = ()) -> list[str]:
-        """The whole command."""
-        if not self.compile:
-            return [*self.command, *args]
-        script = f'{self.compile} && exec "$@"'
-        return ["sh", "-c", script, "sh", *self.command, *args]
+    compiler: tuple[str, ...] = ()
 
     @property
     def available(self) -> bool:
@@ -48,8 +46,14 @@ LANGUAGES: Mapping[str, Language] = {
         Language("ruby", "main.rb", ("ruby", "main.rb"), ("ruby",)),
         Language("lua", "main.lua", ("lua", "main.lua"), ("lua",)),
         Language("javascript", "main.js", ("node", "main.js"), ("node",)),
-        Language("c", "main.c", ("./main",), ("cc",), "cc -O2 -o main main.c -lm"),
-        Language("cpp", "main.cpp", ("./main",), ("c++",), "c++ -O2 -o main main.cpp"),
+        Language("c", "main.c", ("./main",), ("cc",), ("cc", "-O2", "-o", "main", "main.c", "-lm")),
+        Language(
+            "cpp",
+            "main.cpp",
+            ("./main",),
+            ("c++",),
+            ("c++", "-O2", "-o", "main", "main.cpp"),
+        ),
     )
 }
 
@@ -65,3 +69,14 @@ def find(name: str) -> Language:
 def available() -> tuple[str, ...]:
     """The languages whose tools this machine has."""
     return tuple(one.name for one in LANGUAGES.values() if one.available)
+
+
+def not_compiled(result: ExecResult) -> ExecResult:
+    """The result of a program whose compiler ended so: status `error`, the error `CompileError`
+    with what the compiler said. A compiler that was stopped by a limit leaves its status."""
+    if result.status != "exit":
+        return dataclasses.replace(result, detail=f"compiling: {result.detail}")
+    said = result.stderr.strip() or result.stdout.strip()
+    first = next((line for line in said.split("\n") if "error" in line), "")
+    error = ExecError("CompileError", first, said)
+    return dataclasses.replace(result, status="error", error=error)

@@ -124,9 +124,9 @@ class EmbeddedSandbox:
         """Run a whole program once, in a session of its own, and end everything it started.
 
         A Python program that ends by `sys.exit` or `os._exit` has status `exit` and its
-        `exit_code`, 0 included; `ok` means that it ran to its end. Raises ConfigError for an
-        unknown language, ValueError for file names outside /work, SandboxError if no session could
-        be had.
+        `exit_code`, 0 included; `ok` means that it ran to its end. A program that does not compile
+        has status `error` and the error `CompileError`. Raises ConfigError for an unknown language,
+        ValueError for file names outside /work, SandboxError if no session could be had.
         """
         how = languages.find(language)
         async with self.session(limits, profile=profile) as session:
@@ -135,7 +135,11 @@ class EmbeddedSandbox:
             await session.write_file(how.file, program.encode("utf-8", "surrogatepass"))
             if how.name == "python":
                 return await session.program(how.file, args, stdin=stdin)
-            return await session.exec(how.argv(args), stdin=stdin)
+            if how.compiler:
+                made = await session.exec(how.compiler, timeout=languages.COMPILE_S)
+                if not made.ok:
+                    return languages.not_compiled(made)
+            return await session.exec([*how.command, *args], stdin=stdin)
 
     async def close(self) -> None:
         """End all sessions and free everything. Twice is fine."""

@@ -10,8 +10,8 @@ from canned_box import CannedBox, ok
 
 import envs
 from agentrl.errors import ConfigError, SandboxError, SessionDead
-from agentrl.types import ExecError, ExecResult, Message, Step, Task, ToolCall
-from envs.base import STATE_LOST, EpisodeOver, QuestionEpisode, clip, tool_text
+from agentrl.types import ExecResult, Message, Step, Task, ToolCall
+from envs.base import STATE_LOST, EpisodeOver, QuestionEpisode
 from envs.grading import grade_task
 
 TASK = Task("t", (Message("user", "6*7?"),), "e", data={"answer": "42", "type": "number"})
@@ -123,33 +123,6 @@ def test_an_episode_that_is_over_says_so() -> None:
 def test_code_without_a_sandbox_names_the_cure() -> None:
     with pytest.raises(ConfigError, match=r"sandboxes\.open"):
         play(None, code("1"))
-
-
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        (ok("1\n", value="2"), "1"),
-        (ok(value="2"), "2"),
-        (ok(), "[no output]"),
-        (ok(stderr="careful\n"), "careful"),
-        (ExecResult("error", "a\n", error=ExecError("E", "m", "Trace\nE: m\n")), "a\nTrace\nE: m"),
-        (ExecResult("error", error=ExecError("KeyError", "'x'", "")), "KeyError: 'x'"),
-        (ExecResult("error", stderr="boom\n"), "boom"),
-        (ExecResult("timeout", "a\n", duration=2.04), "a\n[timed out after 2.0 s]"),
-        (ExecResult("oom"), "[killed: out of memory]"),
-        (ExecResult("exit", exit_code=3), "[exited with status 3]"),
-        (ExecResult("crashed", signal=11), "[crashed by signal 11]"),
-        (ExecResult("output_limit", "aa"), "aa\n[killed: too much output]"),
-    ],
-)
-def test_what_the_model_is_shown(result: ExecResult, text: str) -> None:
-    assert tool_text(result) == text
-
-
-def test_long_output_keeps_head_and_tail() -> None:
-    shown = tool_text(ok("a" * 400 + "b" * 5000 + "c" * 400))
-    assert shown == "a" * 400 + "\n... [5000 characters left out] ...\n" + "c" * 400
-    assert clip("x" * 800) == "x" * 800
 
 
 def test_registry() -> None:

@@ -325,7 +325,14 @@ def test_one_shot_python(go: Go, box: EmbeddedSandbox, program, status, code, ou
         ("bash", 'read x; echo "$x $1"', "line a\n"),
         ("sh", "echo sh", "sh\n"),
         ("perl", 'print "perl\\n"', "perl\n"),
+        ("javascript", "console.log(process.argv[2])", "a\n"),
         ("c", '#include <stdio.h>\nint main(void) { puts("c"); return 0; }', "c\n"),
+        (
+            "cpp",
+            "#include <iostream>\nint main(int n, char **a) {\n"
+            "std::string s; std::cin >> s; std::cout << s << a[1] << std::endl; }",
+            "linea\n",
+        ),
     ],
 )
 def test_one_shot_languages(go: Go, box: EmbeddedSandbox, language, program, out) -> None:
@@ -334,6 +341,36 @@ def test_one_shot_languages(go: Go, box: EmbeddedSandbox, language, program, out
     limits = Limits(memory_mb=256, wall_s=20)
     result = go(box.run(program, language=language, args=["a"], stdin=b"line\n", limits=limits))
     assert (result.status, result.stdout) == ("ok", out), result
+
+
+@pytest.mark.parametrize(
+    ("language", "program"),
+    [
+        ("bash", "exit 3"),
+        ("javascript", "process.exit(3)"),
+        ("c", "int main(void) { return 3; }"),
+        ("cpp", "int main() { return 3; }"),
+    ],
+)
+def test_exit_codes_of_languages(go: Go, box: EmbeddedSandbox, language, program) -> None:
+    if language not in box.capabilities.languages:
+        pytest.skip(f"no tools for {language} on this machine")
+    limits = Limits(memory_mb=256, wall_s=20)
+    result = go(box.run(program, language=language, limits=limits))
+    assert (result.status, result.exit_code, result.error) == ("exit", 3, None)
+
+
+@pytest.mark.parametrize("language", ["c", "cpp"])
+def test_programs_that_do_not_compile(go: Go, box: EmbeddedSandbox, language) -> None:
+    if language not in box.capabilities.languages:
+        pytest.skip(f"no tools for {language} on this machine")
+    limits = Limits(memory_mb=256, wall_s=0.5)  # the program's, which the compiler does not use up
+    result = go(box.run("int main(void) { return x; }", language=language, limits=limits))
+    assert (result.status, result.stdout) == ("error", "")
+    assert result.error is not None
+    assert result.error.name == "CompileError"
+    assert "error: " in result.error.message
+    assert "x" in result.error.traceback
 
 
 def test_profiles_bring_packages(go: Go) -> None:

@@ -18,6 +18,7 @@ NAMESPACES = (
     | kernel.CLONE_NEWNET
 )
 INFINITE = resource.RLIM_INFINITY
+_PROCESSES_A_PROCESSOR = 4
 _USER = 1000  # inside; outside it is the zygote's own unprivileged user
 
 
@@ -85,6 +86,7 @@ def confine(plan: Mapping[str, Any], limits: Mapping[str, Any], *, interpreter: 
             os.close(plan["ruleset"])
         if plan["counts_processes"]:
             _limit(resource.RLIMIT_NPROC, limits["pids"] + 1)
+    _share_processors(limits["pids"])
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, limits["disk_bytes"])
     _limit(resource.RLIMIT_NOFILE, limits["files"])
@@ -94,6 +96,16 @@ def confine(plan: Mapping[str, Any], limits: Mapping[str, Any], *, interpreter: 
         _limit(resource.RLIMIT_AS, addresses)
     elif interpreter:
         _limit(resource.RLIMIT_AS, addresses, INFINITE)
+
+
+def _share_processors(pids: int) -> None:
+    """Leave this process as many processors as its limit of processes has use for: `Pool()` and its
+    like start a process for each one they see."""
+    found = sorted(os.sched_getaffinity(0))
+    most = max(1, pids // _PROCESSES_A_PROCESSOR)
+    if len(found) > most:
+        first = int.from_bytes(os.urandom(2), "big") % len(found)
+        os.sched_setaffinity(0, [found[(first + n) % len(found)] for n in range(most)])
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
