@@ -17,6 +17,7 @@ GRACE_S = 0.3  # between asking the code to stop and killing the session
 _CHUNK = 1 << 16
 _DRAIN_BYTES = 1 << 20  # the most that a pipe holds
 _WATCH_S = 0.25
+_SHORT_S = 0.002  # what ends sooner has its output collected at its end only
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,12 +57,10 @@ class Call:
         self.started_ticks = 0.0  # since boot, as /proc counts
 
     def __enter__(self) -> Call:
-        for fd in self._streams:
-            self._loop.add_reader(fd, self._readable, fd)
         group = self.handle.group
         self.oom_kills = -group.oom_kills() if group else 0
         self.cpu = -self.handle.cpu()
-        self._timer = self._loop.call_later(self.wall_s, self._deadline)
+        self._timer = self._loop.call_later(min(_SHORT_S, self.wall_s), self._attend)
         if group is None:
             self._watch_timer = self._loop.call_later(_WATCH_S, self._start_watching)
         self.started_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS
@@ -91,6 +90,12 @@ class Call:
         """Ask the execution to end; it counts as stopped even if it does not."""
         self.interrupted = True
         self.stop()
+
+    def _attend(self) -> None:
+        for fd in self._streams:
+            self._loop.add_reader(fd, self._readable, fd)
+        left = self._started + self.wall_s - time.monotonic()
+        self._timer = self._loop.call_later(left, self._deadline)
 
     def _deadline(self) -> None:
         self.timed_out = True

@@ -85,8 +85,10 @@ class EmbeddedSession:
             streams = (handle.stdout, handle.stderr)
             try:
                 with Call(handle, streams, self.limits, wall, handle.interrupt) as self._call:
+                    challenge = secrets.token_hex(8)
                     handle.send_claim(order, fds)
-                    ending = await self._settle(self._call, number)
+                    handle.send_claim({"op": "sync", "token": challenge})
+                    ending = await self._settle(self._call, number, challenge)
             finally:
                 _close(fds)
             return await self._finish(self._call, ending)
@@ -96,13 +98,13 @@ class EmbeddedSession:
         error = ExecError("SourceTooLong", message, "")
         return ExecResult("error", error=error, isolation=handle.zygote.tier, detail=message)
 
-    async def _settle(self, call: Call, number: int) -> Ending:
+    async def _settle(self, call: Call, number: int, challenge: str) -> Ending:
         """Wait for a cell's end.
 
-        After its answer the interpreter must answer a challenge before it says anything else: a
+        The interpreter answers the challenge after the cell, and before it says anything else: a
         forged answer is found out by the true one that follows.
         """
-        handle, claim, challenge, late = call.handle, None, "", False
+        handle, claim, late = call.handle, None, False
         fds: list[int] = []
         try:
             while True:
@@ -118,13 +120,13 @@ class EmbeddedSession:
                     if problem is not None:
                         return Ending(tampered=problem)
                     assert claim is not None
-                    challenge = secrets.token_hex(8)
-                    fds = artifacts.hold(claim)  # the displays come with the challenge's answer
-                    handle.send_claim({"op": "sync", "token": challenge}, fds)
-                elif event.message == {"sync": challenge}:
-                    return Ending(claim=claim, late=late, artifacts=artifacts.take(claim, fds))
-                else:
+                elif event.message != {"sync": challenge}:
                     return Ending(tampered="more than one answer")
+                elif not fds and (fds := artifacts.hold(claim)):
+                    challenge = secrets.token_hex(8)  # the displays come before its answer
+                    handle.send_claim({"op": "sync", "token": challenge}, fds)
+                else:
+                    return Ending(claim=claim, late=late, artifacts=artifacts.take(claim, fds))
         finally:
             _close(fds)
 

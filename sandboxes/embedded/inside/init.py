@@ -22,23 +22,61 @@ _SWEEPS = 50
 def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> NoReturn:
     """Start the interpreter's process, give up every privilege, serve until the host lets go.
 
-    The namespaces' contents are made by the interpreter's process before it runs any foreign code,
-    beside this one: what a clone touches is copied, so this process touches little.
+    The namespaces' contents are made by the interpreter's process before it runs any foreign code.
+    What a clone touches is copied, so this process does little, and most of it after its own fork.
     """
     facts = socket(fileno=fds[0])
     try:
-        kernel.die_with_parent()
         if limits["cgroup"]:
-            os.write(fds[4], b"0")  # this process, before it has children
+            os.write(fds[4], b"0")  # before it has children
             os.close(fds[4])
+        secured = os.eventfd(0)
+        pid = os.fork()
+        if pid == 0:
+            _interpreter(plan, limits, facts, fds[1:4], secured)
+        kernel.die_with_parent()
         if plan["tier"] == "none":
             kernel.adopt_orphans()
-        os.umask(0o022)
-        Init(plan, limits, facts).serve(fds[1:4])
+        world.secure(plan)
+        os.eventfd_write(secured, 1)
+        for fd in (secured, *fds[1:4]):
+            os.close(fd)
+        Init(plan, limits, facts, pid).serve()
     except BaseException as error:
         _fail(facts, error)
     finally:
         os._exit(0)
+
+
+def _interpreter(
+    plan: Mapping[str, Any], limits: Mapping[str, Any], facts: socket, streams: list[int], go: int
+) -> NoReturn:
+    """Build the world, tell the host when both processes are as they must be for foreign code, and
+    become the interpreter."""
+    try:
+        try:
+            world.build(plan, limits)
+            os.eventfd_read(go)
+            os.close(go)
+            pidfds = [os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid())]
+            wire.send(facts, {"ready": True}, pidfds)
+            for fd in pidfds:
+                os.close(fd)
+        except BaseException as error:
+            _fail(facts, error)
+            raise
+        facts.close()
+        _begin(plan)
+        worker.main(plan, limits, *streams)
+    finally:
+        os._exit(worker.BROKEN)
+
+
+def _begin(plan: Mapping[str, Any]) -> None:
+    """What every child of the first process does."""
+    os.setsid()
+    if plan["tier"] == "none":
+        kernel.die_with_parent()
 
 
 def _fail(facts: socket, error: BaseException) -> None:
@@ -71,20 +109,21 @@ def _below(pid: int, parents: Mapping[int, int]) -> bool:
 class Init:
     """Children by process id, and the loop that serves the host's orders."""
 
-    def __init__(self, plan: Mapping[str, Any], limits: Mapping[str, Any], facts: socket) -> None:
+    def __init__(
+        self, plan: Mapping[str, Any], limits: Mapping[str, Any], facts: socket, worker: int
+    ) -> None:
         self.plan = plan
         self.limits = limits
         self.facts = facts
         self.jobs: dict[int, int] = {}  # process id -> the host's id of the command
-        self.worker = 0
+        self.worker = worker  # the interpreter's process id
         self.woken, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def serve(self, streams: list[int]) -> None:
-        """Answer orders until the host closes its end."""
-        self.start_worker(streams)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        kernel.handle_signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         os.write(self.wake, b"\0")  # the interpreter may have ended by now
+
+    def serve(self) -> None:
+        """Answer orders until the host closes its end."""
         poll = select.poll()
         poll.register(self.facts.fileno(), select.POLLIN)
         poll.register(self.woken, select.POLLIN)
@@ -104,46 +143,14 @@ class Init:
                         os.close(fd)
 
     def _child(self) -> None:
-        """What a child of this process does first: forget what it must not have."""
+        """What a command's process does first: forget what it must not have."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        kernel.handle_signal(signal.SIGCHLD, kernel.DEFAULT)
         self.facts.close()
         os.close(self.woken)
         os.close(self.wake)
-        os.setsid()
-        if self.plan["tier"] == "none":
-            kernel.die_with_parent()
-
-    def start_worker(self, streams: list[int]) -> None:
-        """Fork the interpreter; it tells the host when both processes are ready."""
-        secured = os.eventfd(0)
-        self.worker = os.fork()
-        if self.worker == 0:
-            try:
-                self._make_ready(secured)
-                worker.main(self.plan, self.limits, *streams)
-            finally:
-                os._exit(worker.BROKEN)
-        world.secure(self.plan)
-        os.eventfd_write(secured, 1)
-        for fd in (secured, *streams):
-            os.close(fd)
-
-    def _make_ready(self, secured: int) -> None:
-        """In the interpreter's process: build the world; tell the host when both processes are as
-        they must be for foreign code."""
-        try:
-            world.build(self.plan, self.limits)
-            os.eventfd_read(secured)
-            os.close(secured)
-            pidfds = [os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid())]
-            wire.send(self.facts, {"ready": True}, pidfds)
-            for fd in pidfds:
-                os.close(fd)
-        except BaseException as error:
-            _fail(self.facts, error)
-            raise
-        self._child()
+        _begin(self.plan)
+        os.chdir(self.limits["work"])
 
     def reap(self) -> None:
         """Collect ended processes; report those the host asked for."""
@@ -196,11 +203,10 @@ class Init:
             return
         try:
             self._child()
-            os.chdir(self.limits["work"])
             for target, fd in enumerate(fds):
                 os.dup2(fd, target)
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
+                kernel.handle_signal(number, kernel.DEFAULT)
             world.confine(self.plan, self.limits, interpreter=False)
             os.execvp(argv[0], argv)
         except OSError as error:

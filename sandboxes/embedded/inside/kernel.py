@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found,unused-ignore]
 import ctypes
 import fcntl
 import os
@@ -38,6 +39,8 @@ _SECCOMP_MODE_FILTER = 2
 # NOROOT, NO_SETUID_FIXUP off, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE; each locked
 _SECUREBITS = 0b11_00_00_00 | 0b11 | 0b1000 | 0b100000
 
+_SIGCHLD, _SIGKILL = int(signal.SIGCHLD), int(signal.SIGKILL)  # an enum's members are slow
+
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _SYS_LANDLOCK_CREATE = 444
 _SYS_LANDLOCK_RESTRICT = 446
@@ -49,6 +52,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _locked = ctypes.PyDLL(None, use_errno=True)  # calls keep the interpreter lock
 _locked.syscall.restype = ctypes.c_long
 _libc.syscall.restype = ctypes.c_long
+for _name in ("prctl", "mount", "capset", "fflush"):
+    getattr(_libc, _name)  # ctypes looks a function up at first use: here, not in every clone
+
+
+# Without the enums that Python puts around them.
+handle_signal, IGNORE, DEFAULT = _signal.signal, _signal.SIG_IGN, _signal.SIG_DFL
 
 
 def _check(result: int, what: str) -> int:
@@ -70,7 +79,7 @@ def clone(flags: int) -> int:
     single thread and holds no lock; the child makes up for them when it forks the interpreter.
     """
     number = _SYS_CLONE[os.uname().machine]
-    args = [ctypes.c_long(a) for a in (number, flags | signal.SIGCHLD, 0, 0, 0, 0)]
+    args = [ctypes.c_long(a) for a in (number, flags | _SIGCHLD, 0, 0, 0, 0)]
     return _check(_locked.syscall(*args), "clone")
 
 
@@ -97,7 +106,7 @@ def loopback_up() -> None:
         sock.close()
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
+def die_with_parent(number: int = _SIGKILL) -> None:
     """Have the kernel send this process a signal when the thread that made it ends."""
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(number))
 

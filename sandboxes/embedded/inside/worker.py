@@ -16,7 +16,7 @@ from _socket import socket
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import cells, program, wire, world
+from . import cells, kernel, program, wire, world
 
 BROKEN = 125  # exit status when the interpreter itself cannot go on
 _HIGH_FD = 900  # where closing "all" descriptors up to the limit does not reach
@@ -95,7 +95,7 @@ class Worker:
 
     def serve(self) -> NoReturn:
         """Answer until the host closes its end."""
-        signal.signal(signal.SIGINT, self._interrupted)
+        kernel.handle_signal(signal.SIGINT, self._interrupted)
         self._send(self.channel, {"up": True})
         while True:
             order, fds = self._receive(self.channel)
@@ -116,7 +116,7 @@ class Worker:
         for fd in fds:
             os.close(fd)
         self.restore_streams()
-        signal.signal(signal.SIGINT, self._interrupted)
+        kernel.handle_signal(signal.SIGINT, self._interrupted)
         answer: dict[str, Any] = {}
         for _ in range(2):  # an interrupt may come between the cell's end and this loop's
             try:

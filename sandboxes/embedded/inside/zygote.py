@@ -23,7 +23,7 @@ def main(control_fd: int) -> NoReturn:
         os._exit(0)
     plan = prepare(order)
     wire.send(control, {"ready": True, "failed": plan["failed"], "landlock": plan["landlock"]})
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended sessions are reaped by the kernel
+    kernel.handle_signal(signal.SIGCHLD, kernel.IGNORE)  # ended sessions are reaped by the kernel
     flags = world.NAMESPACES if plan["tier"] == "namespaces" else 0
     while True:
         order, fds = wire.receive(control)
@@ -36,6 +36,7 @@ def main(control_fd: int) -> NoReturn:
 
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Import, set up the standard streams and freeze the heap, so that clones are cheap."""
+    os.umask(0o022)
     failed = _import(order["imports"])
     code = sys.path.pop(0)  # where `inside` is; all of it is imported by now
     sys.path_importer_cache.pop(code, None)
@@ -95,5 +96,5 @@ def spawn(
         return
     if pid == 0:
         control.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        kernel.handle_signal(signal.SIGCHLD, kernel.DEFAULT)
         init.main(plan, limits, fds)
