@@ -1,0 +1,158 @@
+"""From pairs of samples to what a preference loss reads.
+
+The samples of a step stand in the order chosen, rejected, chosen, rejected, ... (`samples_of`), or
+in threes with a gold answer for TPO, so sample i belongs to pair i // 2. All members of a pair must
+be in the same micro-batch. Axes in names: B rows, T columns, P pairs of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from agentrl.batch import Batch
+from agentrl.errors import ConfigError, DataError
+from agentrl.losses.sequences import sample_sums
+from agentrl.types import Pair, Sample
+
+FLIP = "flip"
+"""The key of `Pair.meta` that holds the probability that the pair's label is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """Log-probabilities of P pairs, summed over each answer's tokens by weight (nats, `[P]`).
+
+    `*_tokens_P` are the sums of weights, for means. `ref_*_P` are the reference policy's, without
+    gradient, None where the samples had none. `margin_P` is `Pair.margin`; `flip_P` the probability
+    of a wrong label, None where no pair has its own. `gold_P`, `gold_tokens_P`: the third member,
+    where there is one.
+    """
+
+    chosen_P: Tensor
+    rejected_P: Tensor
+    chosen_tokens_P: Tensor
+    rejected_tokens_P: Tensor
+    ref_chosen_P: Tensor | None = None
+    ref_rejected_P: Tensor | None = None
+    margin_P: Tensor | None = None
+    flip_P: Tensor | None = None
+    gold_P: Tensor | None = None
+    gold_tokens_P: Tensor | None = None
+
+    @property
+    def chosen_mean_P(self) -> Tensor:
+        """Mean log-probability of the chosen answers' tokens."""
+        return self.chosen_P / self.chosen_tokens_P
+
+    @property
+    def rejected_mean_P(self) -> Tensor:
+        """Mean log-probability of the rejected answers' tokens."""
+        return self.rejected_P / self.rejected_tokens_P
+
+    def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """log(policy / reference) of chosen and of rejected answers.
+
+        Raises ConfigError if there are no reference log-probabilities.
+        """
+        if self.ref_chosen_P is None or self.ref_rejected_P is None:
+            raise ConfigError(
+                "this loss compares with a reference policy: set Sample.ref_logprobs on every "
+                "sample, or pass reference_free=True"
+            )
+        return self.chosen_P - self.ref_chosen_P, self.rejected_P - self.ref_rejected_P
+
+    def reference_free(self) -> PairScores:
+        """The same pairs under a reference that finds everything equally likely."""
+        zeros_P = torch.zeros_like(self.chosen_P)
+        return replace(self, ref_chosen_P=zeros_P, ref_rejected_P=zeros_P)
+
+
+def samples_of(pairs: Sequence[Pair], gold: Sequence[Sample] | None = None) -> list[Sample]:
+    """The samples of a step in the order that `pair_scores` reads; with `gold` in threes."""
+    if gold is None:
+        return [sample for pair in pairs for sample in (pair.chosen, pair.rejected)]
+    return [s for p, g in zip(pairs, gold, strict=True) for s in (p.chosen, p.rejected, g)]
+
+
+def pair_scores(
+    logprobs_BT: Tensor, batch: Batch, pairs: Sequence[Pair] | None = None, members: int = 2
+) -> PairScores:
+    """Sum log-probabilities over the answers of each pair in the batch, in the pairs' order.
+
+    `pairs` are the whole step's: they give margins and label-flip probabilities (without them
+    there are none). `members` is 3 where a gold answer follows each pair. Raises DataError if the
+    members of a pair are not all in this batch, or an answer has no token with a weight.
+    """
+    place = {sample: segment for segment, sample in enumerate(batch.samples)}
+    numbers = sorted({sample // members for sample in batch.samples})
+    for number in numbers:
+        if any(number * members + k not in place for k in range(members)):
+            raise DataError(f"pair {number} is split: keep its samples in one micro-batch")
+    sums_S = sample_sums(batch.weights_BT * logprobs_BT, batch)
+    tokens_S = sample_sums(batch.weights_BT, batch)
+    ref_S = None
+    if batch.ref_logprobs_BT is not None:
+        ref_S = sample_sums(batch.weights_BT * batch.ref_logprobs_BT, batch).detach()
+    rows = [
+        torch.tensor([place[n * members + k] for n in numbers], device=sums_S.device)
+        for k in range(members)
+    ]
+    if not bool((tokens_S > 0).all()):
+        raise DataError("an answer of a pair has no token with a weight; leave the pair out")
+    own = None if pairs is None else [pairs[n] for n in numbers]
+    flips = own is not None and any(FLIP in p.meta for p in own)
+    return PairScores(
+        sums_S[rows[0]],
+        sums_S[rows[1]],
+        tokens_S[rows[0]],
+        tokens_S[rows[1]],
+        None if ref_S is None else ref_S[rows[0]],
+        None if ref_S is None else ref_S[rows[1]],
+        None if own is None else sums_S.new_tensor([p.margin for p in own]),
+        sums_S.new_tensor([p.meta.get(FLIP, 0.0) for p in own or ()]) if flips else None,
+        sums_S[rows[2]] if members == 3 else None,
+        tokens_S[rows[2]] if members == 3 else None,
+    )
+
+
+def shared_prefix(pair: Pair) -> int:
+    """How many tokens the two answers' paths begin with in common."""
+    n = 0
+    for a, b in zip(pair.chosen.token_ids, pair.rejected.token_ids, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n
+
+
+def suffix_only(pair: Pair) -> Pair:
+    """The pair with weights from the first token on which its answers differ, none before.
+
+    Siblings of a search tree share a prefix, whose log-probabilities cancel in every loss that
+    reads the difference of sums (DPO and its relatives): the same loss and gradient, and no
+    log-probability to compute for the prefix. Losses of means (SimPO, ORPO, IPO) do change: they
+    then speak of the step alone (MCTS-DPO, arXiv 2405.00451, trains siblings so). Raises DataError
+    if a side has no weight left.
+    """
+    n = shared_prefix(pair)
+
+    def cut(sample: Sample) -> Sample:
+        weights = [0.0] * n + list(sample.weights[n:])
+        if not any(w > 0 for w in weights):
+            raise DataError("the answers of a pair differ in no token with a weight; leave it out")
+        return replace(sample, weights=weights)
+
+    return replace(pair, chosen=cut(pair.chosen), rejected=cut(pair.rejected))
+
+
+def visit_flip(chosen_visits: int, rejected_visits: int) -> float:
+    """Label smoothing from search visits: `min(1 / (N_w / N_l + 1), 1 / 2)` (MCTS-DPO, section 3).
+
+    0.5 for two answers that the search never visited: it has no opinion.
+    """
+    total = chosen_visits + rejected_visits
+    return 0.5 if total == 0 else min(rejected_visits / total, 0.5)
