@@ -20,7 +20,7 @@ def masked_inputs(batch: Batch, rate: float, mask_id: int, generator: torch.Gene
     """
     if not 0 <= rate <= 1:
         raise ConfigError(f"the rate of masked thought is from 0 to 1, not {rate}")
-    if batch.attention_BTT is not None:
+    if batch.trie is not None:
         raise ConfigError("masked thought needs rows of their own: use layout='padded' or 'packed'")
     ids_BT = batch.input_ids_BT
     drawn_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device)

@@ -300,7 +300,8 @@ def _finish(
         log_BT, raw_BT = ratio.log_BT.detach(), ratio.raw_BT.detach()
         metrics["ratio"] = metric(raw_BT)
         metrics["kl_old"] = metric(torch.expm1(log_BT) - log_BT)  # k3 of KL(old, new)
-        maxima = {"ratio_max": raw_BT.max(), "log_ratio_abs_max": log_BT.abs().max()}
+        trained_BT = torch.where(batch.weights_BT > 0, raw_BT, 0.0)
+        maxima = {"ratio_max": trained_BT.max(), "log_ratio_abs_max": log_BT.abs().max()}
         if clip is not None:
             metrics |= {k: metric(v) for k, v in _clip_flags(raw_BT, batch, *clip).items()}
     if isinstance(extras.kl_coef, Tensor) or extras.kl_coef != 0:

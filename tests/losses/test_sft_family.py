@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -225,7 +224,7 @@ def test_masked_thought() -> None:
     assert any(not torch.equal(epochs[0], e) for e in epochs[1:])
     with pytest.raises(ConfigError, match="from 0 to 1"):
         masked_inputs(batch, 1.5, 99, draw)
-    tree = replace(batch, attention_BTT=torch.ones(2, 9, 9, dtype=torch.bool))
+    tree = collate(samples, [[0, 1]], tree=True)
     with pytest.raises(ConfigError, match="rows of their own"):
         masked_inputs(tree, 0.5, 99, draw)
     assert [masked_rate(s, 100) for s in (0, 33, 66, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
