@@ -13,10 +13,11 @@ def masked_inputs(batch: Batch, rate: float, mask_id: int, generator: torch.Gene
     """`input_ids_BT` with tokens that carry loss replaced by `mask_id` with probability `rate`.
 
     MFT, arXiv 2403.02178: only what the model reads changes, and only in the answer; labels, and
-    what is attended to, stay as they are. Prompt and tool output are never masked. Draw anew for
-    every step (a cached mask teaches less), from a `generator` that the checkpoint keeps; its
-    device must be the batch's. Raises ConfigError for a rate outside 0 to 1, or where samples share
-    tokens (a tree): what one of them hides, another reads.
+    what is attended to, stay as they are: `scorer(batch, input_ids_BT=masked_inputs(...))`. Prompt
+    and tool output are never masked. Draw anew for every step (a mask made once teaches less), from
+    a `generator` on the batch's device whose state the checkpoint keeps. Raises ConfigError for a
+    rate outside 0 to 1, or where samples share tokens (a tree): what one of them hides, another
+    reads.
     """
     if not 0 <= rate <= 1:
         raise ConfigError(f"the rate of masked thought is from 0 to 1, not {rate}")

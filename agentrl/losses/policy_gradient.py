@@ -88,9 +88,8 @@ def rloo(
 ) -> LossOutput:
     """A sample is one action: clipped ratio of whole samples times a leave-one-out advantage.
 
-    Ahmadian et al., arXiv 2402.14740. On-policy its gradient is REINFORCE's. `denominator`:
-    samples. TRL's loss sums over the completion mask alone, so that tokens which were not sampled
-    (tool output) would enter the ratio; here only tokens with a weight do.
+    Ahmadian et al., arXiv 2402.14740. On-policy its gradient is REINFORCE's; a KL penalty belongs
+    in its reward. `denominator`: samples.
     """
     ratio = _Ratio.of(logprobs_BT, batch, "sample")
     loss_BT = _clipped(ratio, batch, clip_low, clip_high)

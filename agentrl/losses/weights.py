@@ -171,41 +171,32 @@ class LetiTokens:
     feedback_end: int
 
 
-def leti_row(
+def leti_sample(
     prompt_ids: Sequence[int],
     program_ids: Sequence[int],
     tokens: LetiTokens,
     *,
     good: bool,
     feedback_ids: Sequence[int] = (),
-    max_feedback: int = 512,
 ) -> Sample:
     """LeTI's training row: verdict, feedback, prompt, program, with loss on every token.
 
     ArXiv 2305.10314: the model learns p(program | verdict, error, task), so what failed comes
     before the program and is not a repair dialogue. A right program has no feedback, whatever is
-    passed; `feedback_ids` longer than `max_feedback` keep their head and tail; empty ones (a
-    coarse-only ablation) leave the marks. The first token, never predicted, has weight 0: the
-    authors' code counts it in the denominator, here it is counted nowhere.
+    passed; without any (the coarse-only ablation) its marks are left out too. The text of feedback
+    is made, and cut, by `sandboxes.feedback.leti`. The first token, never predicted, has weight 0:
+    the authors' code counts it in the denominator, here it is counted nowhere.
     """
-    marked: list[int] = [tokens.good if good else tokens.bad]
-    if not good:
-        text = _head_and_tail(feedback_ids, max_feedback)
-        marked += [tokens.feedback_start, *text, tokens.feedback_end] if text else []
-    ids = [*marked, *prompt_ids, *program_ids]
+    verdict = [tokens.good if good else tokens.bad]
+    if feedback_ids and not good:
+        verdict += [tokens.feedback_start, *feedback_ids, tokens.feedback_end]
+    ids = [*verdict, *prompt_ids, *program_ids]
     return Sample(ids, [0.0] + [1.0] * (len(ids) - 1), meta={"good": good})
 
 
 def leti_prompt(prompt_ids: Sequence[int], tokens: LetiTokens, iteration: int) -> list[int]:
     """What to sample from: the bare prompt in iteration 0, the good verdict before it from then."""
     return list(prompt_ids) if iteration == 0 else [tokens.good, *prompt_ids]
-
-
-def _head_and_tail(ids: Sequence[int], most: int) -> list[int]:
-    if len(ids) <= most:
-        return list(ids)
-    head = (most + 1) // 2
-    return [*ids[:head], *ids[len(ids) - (most - head) :]]
 
 
 def masked_rate(step: int, steps: int, peak: float = 0.4, warmup: float = 0.66) -> float:

@@ -83,7 +83,7 @@ def train(
     it reaches the weights; StoreFullError if the disk is full (earlier checkpoints are safe).
     """
     began, config = time.perf_counter(), config or TrainConfig()
-    loss = losses.get(loss) if isinstance(loss, str) else loss
+    loss = _weighted(loss) if isinstance(loss, str) else loss
     seed_all(config.seed)
     model = adapt(model, config.lora) if config.lora is not None else model
     head_VD = read_head(model).weight_VD
@@ -135,6 +135,16 @@ def train(
     return TrainResult(model, rows, len(steps), layout, dtype, time.perf_counter() - began)
 
 
+def _weighted(name: str) -> losses.Loss:
+    """The loss called `name`, whose mean must be over weights: that is what a step divides by."""
+    if losses.unit(name) != "weights":
+        raise ConfigError(
+            f"loss {name!r} is a mean over {losses.unit(name)}, and train() divides by the sum of "
+            f"weights. By name it takes: {', '.join(losses.OVER_WEIGHTS)}"
+        )
+    return losses.get(name)
+
+
 def _due(step: int, steps: int, every: int) -> bool:
     """True if a checkpoint is written after `step`."""
     return every > 0 and (step % every == 0 or step == steps)
@@ -159,6 +169,7 @@ def _accumulate(
     denominator = math.fsum(trainable_weight(s) for s in picked)
     computed = 0
     totals: dict[str, list[Tensor]] = {}
+    maxima: dict[str, list[Tensor]] = {}
     for micro in micros:
         batch = collate(picked, micro, tree=layout == "tree").to(device)
         computed += batch.computed
@@ -168,6 +179,8 @@ def _accumulate(
         out.loss.backward()  # type: ignore[no-untyped-call]
         for name, part in {"loss": out.loss.detach(), **out.metrics}.items():
             totals.setdefault(name, []).append(part)
+        for name, part in out.maxima.items():
+            maxima.setdefault(name, []).append(part)
     losses_M = torch.stack(totals["loss"])
     if not losses_M.isfinite().all():
         at = int((~losses_M.isfinite()).nonzero()[0])
@@ -177,6 +190,7 @@ def _accumulate(
             f"{bad}. The weights were not changed. Look at those samples' weights, or lower lr"
         )
     sums = {name: torch.stack(parts).sum().item() for name, parts in totals.items()}
+    sums |= {name: torch.stack(parts).max().item() for name, parts in maxima.items()}
     tokens = sum(len(s.token_ids) for s in picked)
     counts = {"samples": len(picked), "tokens": tokens, "tokens_computed": computed}
     return {**sums, **counts, "weight": denominator}

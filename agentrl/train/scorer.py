@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,16 @@ class Scorer(nn.Module):
         hidden_BTD: Tensor = out[0]
         return hidden_BTD
 
-    def forward(self, batch: Batch, *, entropy: bool = False) -> Scores:
-        """Log-probabilities [B, T] of the batch's own tokens where its weight is not 0."""
-        hidden_MD = self.hidden(batch).flatten(0, 1)
+    def forward(
+        self, batch: Batch, *, entropy: bool = False, input_ids_BT: Tensor | None = None
+    ) -> Scores:
+        """Log-probabilities [B, T] of the batch's own tokens where its weight is not 0.
+
+        `input_ids_BT`: what the model reads instead of them (`agentrl.losses.masked`), not with a
+        trie.
+        """
+        read = batch if input_ids_BT is None else replace(batch, input_ids_BT=input_ids_BT)
+        hidden_MD = self.hidden(read).flatten(0, 1)
         scored = _scored(batch)
         logprobs_N, entropy_N = linear_logprobs(
             hidden_MD.index_select(0, scored.before_N),

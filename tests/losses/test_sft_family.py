@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_toys import one_batch, padded_batch, placed, sample, some_values
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentrl import losses
 from agentrl.batch import collate, trainable_weight
@@ -23,12 +24,13 @@ from agentrl.losses.weights import (
     key_positions,
     key_weights,
     leti_prompt,
-    leti_row,
+    leti_sample,
     masked_rate,
     normalised,
     reward_weights,
     scaled,
 )
+from agentrl.train import Scorer
 
 TOKENS = LetiTokens(good=100, bad=101, feedback_start=102, feedback_end=103)
 
@@ -40,17 +42,15 @@ def loss_of(samples, values, denominator=None) -> float:
     return sft(logprobs_BT, batch, denominator).loss.item()
 
 
-def test_leti_rows() -> None:
+def test_leti_samples() -> None:
     x, y, error = [1, 2], [3, 4, 5], [7, 8]
-    right = leti_row(x, y, TOKENS, good=True, feedback_ids=error)
+    right = leti_sample(x, y, TOKENS, good=True, feedback_ids=error)
     assert right.token_ids == [100, 1, 2, 3, 4, 5]
-    wrong = leti_row(x, y, TOKENS, good=False, feedback_ids=error)
+    wrong = leti_sample(x, y, TOKENS, good=False, feedback_ids=error)
     assert wrong.token_ids == [101, 102, 7, 8, 103, 1, 2, 3, 4, 5]
     assert wrong.weights == [0.0] + [1.0] * 9  # the feedback and the task are learnt as well
-    coarse = leti_row(x, y, TOKENS, good=False)
+    coarse = leti_sample(x, y, TOKENS, good=False)
     assert coarse.token_ids == [101, 1, 2, 3, 4, 5]
-    long = leti_row(x, y, TOKENS, good=False, feedback_ids=range(10, 20), max_feedback=5)
-    assert long.token_ids[2:7] == [10, 11, 12, 18, 19]
     assert leti_prompt(x, TOKENS, 0) == x
     assert leti_prompt(x, TOKENS, 1) == [100, 1, 2]
 
@@ -229,6 +229,27 @@ def test_masked_thought() -> None:
         masked_inputs(tree, 0.5, 99, draw)
     assert [masked_rate(s, 100) for s in (0, 33, 66, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
     assert masked_rate(0, 100, warmup=0.0) == 0.4
+
+
+def test_masked_thought_changes_what_is_read_not_what_is_learnt() -> None:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    torch.manual_seed(0)
+    scorer = Scorer(LlamaForCausalLM(config))
+    batch = padded_batch([sample(4, prompt=2)])
+    masked_BT = masked_inputs(batch, 1.0, 49, torch.Generator())
+    found_BT = scorer(batch, input_ids_BT=masked_BT).logprobs_BT
+    logits_TV = scorer.model(input_ids=masked_BT).logits[0].log_softmax(-1)
+    expected = [logits_TV[t - 1, batch.input_ids_BT[0, t]].item() for t in range(2, 6)]
+    assert found_BT[0, 2:].tolist() == pytest.approx(expected, abs=1e-5)
+    same = scorer(batch, input_ids_BT=batch.input_ids_BT).logprobs_BT
+    assert torch.equal(same, scorer(batch).logprobs_BT)
 
 
 @settings(max_examples=25, deadline=None)

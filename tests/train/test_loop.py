@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,25 @@ def run(model=None, samples=None, config=QUICK, **options):
 
 def weights(model) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
+
+
+def test_losses_over_other_units_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="'dpo' is a mean over pairs"):
+        train(tiny(), some_samples(4), "dpo", QUICK, progress=False)
+
+
+def test_maxima_of_a_loss_are_the_largest_of_the_micro_batches() -> None:
+    longest = []
+
+    def loss(logprobs_BT, batch, denominator):
+        out = sft(logprobs_BT, batch, denominator)
+        longest.append(batch.input_ids_BT.shape[1])
+        return replace(out, maxima={"width": torch.tensor(float(longest[-1]))})
+
+    config = TrainConfig(lr=1e-3, epochs=1, batch_size=6, micro_tokens=30, layout="padded")
+    result = train(tiny(), some_samples(6), loss, config, progress=False)
+    assert len(longest) > 1
+    assert result.metrics[0]["width"] == max(longest)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
