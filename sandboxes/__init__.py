@@ -47,7 +47,13 @@ def _embedded(place: str, limits: Limits | None, **options: Any) -> Box:
     return EmbeddedSandbox(limits, **options)
 
 
-BACKENDS: Mapping[str, Callable[..., Box]] = {"embedded": _embedded}
+def _remote(place: str, limits: Limits | None, **options: Any) -> Box:
+    from sandboxes.remote import RemoteSandbox
+
+    return RemoteSandbox(limits, **{"urls": place, **options})
+
+
+BACKENDS: Mapping[str, Callable[..., Box]] = {"embedded": _embedded, "remote": _remote}
 """Name -> a function of what stands behind the name's colon, limits and options."""
 
 
@@ -70,9 +76,11 @@ class Opening:
 def open(backend: str = "embedded", limits: Limits | None = None, **options: Any) -> Opening:
     """A sandbox, opened by `async with` or `await`.
 
-    `options` are fields of Limits (`memory_mb=512`) and what the backend takes; for "embedded" see
-    `EmbeddedSandbox`: `isolation`, `profile`, `spares`. Raises ConfigError for an unknown backend
-    or option; opening raises IsolationError where code cannot be isolated.
+    `options` are fields of Limits (`memory_mb=512`) and what the backend takes: for "embedded" see
+    `EmbeddedSandbox` (`isolation`, `profile`, `spares`), for "remote:URL[,URL ...]" see
+    `sandboxes.remote.RemoteSandbox` (`token`, `profile`). Raises ConfigError for an unknown backend
+    or option; opening raises IsolationError where code cannot be isolated, and SandboxError where
+    no server answers.
     """
     name, _, place = backend.partition(":")
     if name not in BACKENDS:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+from agentrl.commands.serving import add_serve
 from agentrl.errors import DataError
 
 
@@ -23,6 +24,7 @@ def add_sandbox(commands: Any) -> None:
     r.add_argument("--json", action="store_true")
     sandbox_options(r)
     r.set_defaults(run=run_sandbox)
+    add_serve(parts)
     d = command_of(parts, "doctor", "what isolation works here", "agentrl sandbox doctor")
     d.set_defaults(run=run_sandbox_doctor)
 

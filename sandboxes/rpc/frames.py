@@ -26,6 +26,11 @@ class Message:
 
 def encode(body: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
     """The bytes of a message. Raises FrameError if it is above `MOST_BYTES`."""
+    return b"".join(pieces(body, blobs))
+
+
+def pieces(body: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
+    """The bytes of a message in order, the blobs as they are. Raises FrameError like `encode`."""
     head = dict(body)
     if blobs:
         head["blobs"] = [len(blob) for blob in blobs]
@@ -34,7 +39,7 @@ def encode(body: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
     size = sum(len(blob) for blob in blobs)
     if len(data) + size > MOST_BYTES:
         raise FrameError(f"a message of {len(data) + size} bytes; at most {MOST_BYTES}")
-    return b"".join((_LENGTHS.pack(len(data), size), data, *blobs))
+    return [_LENGTHS.pack(len(data), size) + data, *blobs]
 
 
 class Decoder:
@@ -43,6 +48,11 @@ class Decoder:
     def __init__(self, most: int = MOST_BYTES) -> None:
         self._most = most
         self._data = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of an unfinished message were fed."""
+        return len(self._data)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """The messages that `data` completes. Raises FrameError; feed nothing more after that."""

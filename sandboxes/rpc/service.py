@@ -61,6 +61,11 @@ class Service:
         """How many are open."""
         return len(self._sessions)
 
+    @property
+    def full(self) -> bool:
+        """Whether opening another one is refused."""
+        return len(self._sessions) + len(self._opening) >= self.most_sessions
+
     async def call(
         self, request: Mapping[str, Any], blobs: Sequence[bytes] = (), *, owner: str = ""
     ) -> Answer:
@@ -91,7 +96,7 @@ class Service:
         profile: str | None = None,
     ) -> Answer:
         """The client chooses the name, so that it can close what it got no answer about."""
-        if len(self._sessions) + len(self._opening) >= self.most_sessions:
+        if self.full:
             raise SandboxError(f"{self.most_sessions} sessions are open: close some, or serve more")
         if not _NAME.fullmatch(session) or session in self._sessions or session in self._opening:
             raise ConfigError("a session's name must be 32 random hexadecimal digits")

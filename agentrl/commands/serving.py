@@ -1,0 +1,78 @@
+"""`agentrl sandbox serve`: this machine's sandbox for others."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from agentrl import config as settings
+from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+
+
+def add_serve(parts: Any) -> None:
+    c = command_of(
+        parts,
+        "serve",
+        "serve the sandbox to other machines",
+        "agentrl sandbox serve --host 10.0.0.5 --token-file tokens.txt memory_mb=2048",
+    )
+    c.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    c.add_argument("--port", type=int, default=8400, help="0: any (default: %(default)s)")
+    sandbox_options(c)
+    c.add_argument("--profile", default="bare", help="packages that sessions have imported")
+    c.add_argument(
+        "--token-file",
+        type=Path,
+        help="file with a token a line, each an owner of its own; else AGENTRL_SANDBOX_TOKEN",
+    )
+    c.add_argument("--max-sessions", type=int, metavar="N", help="open at a time")
+    c.add_argument("--max-running", type=int, metavar="N", help="requests at a time; as many wait")
+    c.add_argument("--idle", type=float, metavar="S", help="a session's life without its client")
+    c.add_argument("--verbose", action="store_true", help="a line for each request")
+    c.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="most that a client gets: memory_mb=2048"
+    )
+    c.set_defaults(run=run_serve)
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """`agentrl sandbox serve`: until SIGTERM or Ctrl-C."""
+    import logging
+
+    import sandboxes
+    from sandboxes.embedded.plan import limits_of
+    from sandboxes.remote import access, caps, serve
+
+    given = {
+        "most_sessions": options.max_sessions,
+        "most_running": options.max_running,
+        "idle_s": options.idle,
+    }
+    how = serve.Settings(
+        host=options.host,
+        port=options.port,
+        tokens=access.server_tokens(options.token_file),
+        most=limits_of(caps.MOST, settings.pairs(options.settings)),
+        verbose=options.verbose,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    backend, asked = chosen_sandbox(options)
+    if options.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    async def go() -> None:
+        opening = sandboxes.open(backend, how.limits, profile=options.profile, **asked)
+        async with opening as box:
+            has = box.capabilities
+
+            def ready(url: str) -> None:
+                print(f"Serving {has.backend} ({has.isolation}) on {url}", flush=True)
+
+            await serve.serve(box, how, ready)
+
+    asyncio.run(go())
+    return 0
