@@ -62,10 +62,14 @@ async def settled(measure: Callable[[], int], wanted: int) -> int:
 
 
 class Arena:
-    """Runs hostile code beside a bystander, and checks what must hold whatever it does."""
+    """Runs hostile code beside a bystander, and checks what must hold whatever it does.
 
-    def __init__(self, box: EmbeddedSandbox) -> None:
+    `measures` count what there is of processes, descriptors and control groups.
+    """
+
+    def __init__(self, box: Any, *measures: Callable[[], int]) -> None:
         self.box = box
+        self.measures = measures or (lambda: processes(box), descriptors, lambda: groups(box))
         self.bystander = box.session()
 
     async def open(self) -> Arena:
@@ -73,8 +77,8 @@ class Arena:
         await self.bystander.run("secret = 'bystander'")
         return self
 
-    def counts(self) -> tuple[int, int, int]:
-        return processes(self.box), descriptors(), groups(self.box)
+    def counts(self) -> tuple[int, ...]:
+        return tuple(measure() for measure in self.measures)
 
     async def attack(
         self,
@@ -92,9 +96,8 @@ class Arena:
             assert result.isolation == "namespaces"
             await self.check_bystander()
             await self.check_state(session, kept)
-        assert await settled(lambda: processes(self.box), before[0]) == before[0]
-        assert await settled(descriptors, before[1]) == before[1]
-        assert await settled(lambda: groups(self.box), before[2]) == before[2]
+        for measure, count in zip(self.measures, before, strict=True):
+            assert await settled(measure, count) == count
         return result
 
     async def check_bystander(self) -> None:
