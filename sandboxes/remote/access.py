@@ -102,8 +102,10 @@ def server_urls(urls: str | Sequence[str]) -> list[str]:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach what listens there. Raises ConfigError on no host."""
+    if not host:
+        return False
     try:
-        found = socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, None)
     except OSError as error:
         raise ConfigError(f"there is no host {host!r} to listen on: {error.strerror}") from error
     return all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
