@@ -20,6 +20,7 @@ from agentrl.types import (
     Step,
     Task,
     ToolSpec,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -158,6 +159,11 @@ class Sandbox(Protocol):
         profile: str | None = None,
     ) -> ExecResult:
         """Run a whole program once, in a session of its own, and end everything it started."""
+        ...
+
+    async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
+        """Whether a program does what `cases` want; see `sandboxes.judge.judge`, which does it for
+        any sandbox."""
         ...
 
     async def close(self) -> None: ...

@@ -252,6 +252,68 @@ class ExecResult:
         return self.status == "ok"
 
 
+CaseStatus = Literal[
+    "passed",
+    "wrong",  # another answer than the expected one
+    "error",  # an exception where none was expected, or another one
+    "malformed",  # no plain value, or nothing that can be read
+    "missing",  # a required test that did not report
+    "skipped",  # a test that was skipped: not passed
+    "not_run",  # the time for all cases was up, or an earlier case ended the judging
+    "exit",  # these as in `ExecStatus`
+    "timeout",
+    "oom",
+    "output_limit",
+    "crashed",
+    "tampered",
+    "infra",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """How one case of a judged program ended.
+
+    `got` is the repr of what came back, cut; `error` the exception of the code, if there was one.
+    `duration` is seconds.
+    """
+
+    id: str
+    passed: bool
+    status: CaseStatus
+    detail: str = ""
+    duration: float = 0.0
+    got: str = ""
+    error: ExecError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a program does what it should.
+
+    `passed` means that every case passed, and that there was one. `status` is "passed", else that
+    of the first case that ran and did not pass ("tampered" goes before all). With `infra` there is
+    no verdict: a failure of ours, to be retried or left out, never counted as failed. `integrity`
+    is "weak" where the program could have spoken for the tests: it shared their process, or the
+    tests trusted its operators.
+    """
+
+    passed: bool
+    status: CaseStatus
+    cases: tuple[CaseResult, ...] = ()
+    integrity: Literal["strong", "weak"] = "strong"
+    infra: bool = False
+    detail: str = ""
+    duration: float = 0.0
+
+    @property
+    def passed_fraction(self) -> float | None:
+        """The share of cases that passed, 0 without any; None for `infra`."""
+        if self.infra:
+            return None
+        return sum(c.passed for c in self.cases) / len(self.cases) if self.cases else 0.0
+
+
 @dataclass(slots=True)
 class Sample:
     """One row for a loss: a path with a weight per token. All lists have the path's length T.

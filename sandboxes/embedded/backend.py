@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from agentrl.errors import ConfigError, IsolationError, SandboxError, unknown
 from agentrl.interfaces import Capabilities
-from agentrl.types import ExecResult, Limits
+from agentrl.types import ExecResult, Limits, Verdict
 from sandboxes import languages
 from sandboxes.embedded import cgroups, profiles
 from sandboxes.embedded.handle import Handle
@@ -19,6 +19,7 @@ from sandboxes.embedded.profiles import Profile
 from sandboxes.embedded.session import EmbeddedSession
 from sandboxes.embedded.stock import Stock
 from sandboxes.embedded.zygote import Zygote
+from sandboxes.judge import judge
 
 ISOLATION = ("auto", "namespaces", "none")
 _STARTS_AT_ONCE = 8
@@ -140,6 +141,10 @@ class EmbeddedSandbox:
                 if not made.ok:
                     return languages.not_compiled(made)
             return await session.exec([*how.command, *args], stdin=stdin)
+
+    async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
+        """Judge a program; see `sandboxes.judge.judge`."""
+        return await judge(self, program, cases, **options)
 
     async def close(self) -> None:
         """End all sessions and free everything. Twice is fine."""

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.interfaces import Capabilities
-from agentrl.types import ExecResult, Limits
+from agentrl.types import ExecResult, Limits, Verdict
 
 DEADLY = ("timeout", "oom", "crashed", "exit", "output_limit", "tampered")
 
@@ -50,6 +50,9 @@ class CannedBox:
         return self.sessions[-1]
 
     async def run(self, program: str, **kw: Any) -> ExecResult:
+        raise NotImplementedError
+
+    async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
         raise NotImplementedError
 
     async def close(self) -> None: ...

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from sandbox_arena import Arena, Go, open_box
+from sandbox_arena import Arena, Go, open_box, open_wide_box
 
 from agentrl.errors import IsolationError
 from sandboxes.embedded import EmbeddedSandbox
@@ -38,3 +38,14 @@ def box(go: Go) -> Iterator[EmbeddedSandbox]:
 @pytest.fixture(scope="session")
 def arena(go: Go, box: EmbeddedSandbox) -> Arena:
     return go(Arena(box).open())
+
+
+@pytest.fixture(scope="session")
+def wide_box(go: Go) -> Iterator[EmbeddedSandbox]:
+    """A box with the default limits and spare sessions, for much work at once."""
+    try:
+        opened = go(open_wide_box())
+    except IsolationError as error:
+        pytest.skip(f"no isolation on this machine: {error}")
+    yield opened
+    go(opened.close())

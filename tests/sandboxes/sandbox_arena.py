@@ -34,6 +34,10 @@ async def open_box(**changes: Any) -> EmbeddedSandbox:
     return await sandboxes.open("embedded", **{"spares": 0, **SMALL, **changes})
 
 
+async def open_wide_box() -> EmbeddedSandbox:
+    return await sandboxes.open("embedded", spares=6)
+
+
 def processes(box: EmbeddedSandbox) -> int:
     """How many processes there are below this one and in the box."""
     return len(psutil.Process().children(recursive=True))

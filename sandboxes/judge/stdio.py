@@ -1,0 +1,179 @@
+"""Mode `stdio`: a whole program reads a case from standard input, and its output is compared here.
+
+Every case runs in a session of its own. A program in a compiled language is compiled once, in
+another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.errors import ConfigError, SandboxError, unknown
+from agentrl.types import CaseResult, CaseStatus, ExecResult, Limits, Verdict
+from sandboxes import languages
+from sandboxes.judge import compiled
+from sandboxes.judge.call import load
+from sandboxes.judge.compare import TEXT_CHECKERS, Tolerance, same_text
+from sandboxes.judge.guest import Died, Guest
+from sandboxes.judge.setting import GOT_CHARS, Setting, not_run, verdict
+
+_KEYS = {"id", "stdin", "expect", "args"}
+
+Checker = str | Callable[[str, str, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    id: str
+    stdin: bytes
+    text: str
+    expect: str
+    args: tuple[str, ...]
+
+
+async def judge_stdio(
+    setting: Setting,
+    program: str,
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    language: str = "python",
+    checker: Checker = "lines",
+    rel_tol: float = 0.0,
+    abs_tol: float = 1e-6,
+) -> Verdict:
+    """Judge by input and output. A case is `{"stdin": TEXT, "expect": TEXT, "args": [...]}`.
+
+    The program must end by itself with exit status 0: `sys.exit(0)` and `os._exit(0)` after the
+    right output are right, as in contests. `checker` is one of `compare.TEXT_CHECKERS`, a function
+    of the input, the expected and the found output (trusted: it runs here), or the source of a
+    Python function `check(stdin, expected, found)`, which runs in a session of its own; both pass
+    a case by returning True. The tolerances are those of the checker "floats".
+
+    Raises ConfigError for cases, a language or a checker that cannot be.
+    """
+    if language not in languages.LANGUAGES:
+        raise unknown("language", language, languages.LANGUAGES)
+    parsed = [_parse(i, case) for i, case in enumerate(cases)]
+    tolerance = Tolerance(rel_tol, abs_tol)
+    found: dict[int, CaseResult] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        judged_by: Callable[[str, str, str], bool] | Guest
+        if callable(checker):
+            judged_by = checker
+        elif checker in TEXT_CHECKERS:
+            name = checker
+            judged_by = lambda _, expected, got: same_text(name, expected, got, tolerance)  # noqa: E731
+        else:
+            judged_by = await stack.enter_async_context(setting.guest("candidate"))
+            await _load_checker(judged_by, setting, checker)
+        how = languages.LANGUAGES[language]
+        binary = await compiled.build(setting, how, program) if how.compile else b""
+        if isinstance(binary, ExecResult):
+            return verdict([_not_compiled(case.id, binary) for case in parsed], setting)
+        for i in setting.shuffled(len(parsed)):
+            case = parsed[i]
+            why = setting.enough(found.values())
+            if why:
+                found[i] = not_run(case.id, why)
+                continue
+            if how.compile:
+                result = await compiled.run(setting, how, binary, case.args, case.stdin)
+            else:
+                result = await _run(setting, language, program, case)
+            found[i] = await _judged(case, result, judged_by)
+    return verdict([found[i] for i in range(len(parsed))], setting)
+
+
+def _parse(number: int, case: Mapping[str, Any]) -> _Case:
+    if not isinstance(case, Mapping) or not case.keys() <= _KEYS or "expect" not in case:
+        raise ConfigError(f"case {number}: a case has 'expect' and maybe 'stdin', 'args', 'id'")
+    stdin, expect = case.get("stdin", ""), case["expect"]
+    if not isinstance(stdin, str) or not isinstance(expect, str):
+        raise ConfigError(f"case {number}: 'stdin' and 'expect' are text")
+    data = stdin.encode("utf-8", "surrogateescape")
+    args = tuple(str(a) for a in case.get("args", ()))
+    return _Case(str(case.get("id", number)), data, stdin, expect, args)
+
+
+async def _load_checker(guest: Guest, setting: Setting, source: str) -> None:
+    if "def check" not in source:
+        raise unknown("checker (or the source of check(stdin, expected, found))", source[:50],
+                      TEXT_CHECKERS)  # fmt: skip
+    loaded = await load(guest, dataclasses.replace(setting, files={}), source, ["check"])
+    if not isinstance(loaded, dict) or "check" not in loaded:
+        why = "it does not define it" if isinstance(loaded, dict) else loaded[1]
+        raise ConfigError(f"the checker has no check(stdin, expected, found): {why}")
+
+
+async def _run(setting: Setting, language: str, program: str, case: _Case) -> ExecResult:
+    options: dict[str, Any] = {} if setting.profile is None else {"profile": setting.profile}
+    return await setting.box.run(
+        program,
+        language=language,
+        args=case.args,
+        stdin=case.stdin,
+        files=setting.files,
+        limits=_limits(setting),
+        **options,
+    )
+
+
+async def _judged(
+    case: _Case, result: ExecResult, checker: Callable[[str, str, str], bool] | Guest
+) -> CaseResult:
+    """Compare what a run gave. Raises SandboxError for what is our fault."""
+    if result.status == "infra":
+        raise SandboxError(f"the sandbox failed: {result.detail}")
+    got = result.stdout if len(result.stdout) <= GOT_CHARS else f"{result.stdout[:GOT_CHARS]}..."
+    ended = result.status == "ok" or (result.status == "exit" and result.exit_code == 0)
+    status: CaseStatus
+    if not ended:
+        assert result.status != "ok"
+        status, detail = result.status, result.detail or _why(result)
+    elif result.truncated:
+        status, detail = "output_limit", f"{result.stdout_bytes} bytes of output are too many"
+    elif isinstance(checker, Guest):
+        status, detail = await _asked(checker, case, result.stdout)
+    elif checker(case.text, case.expect, result.stdout) is True:
+        status, detail = "passed", ""
+    else:
+        status, detail = "wrong", "another output than the expected one"
+    passed = status == "passed"
+    return CaseResult(case.id, passed, status, detail, result.duration, got, result.error)
+
+
+def _why(result: ExecResult) -> str:
+    error = result.error
+    return f"{error.name}: {error.message}" if error else f"exit status {result.exit_code}"
+
+
+async def _asked(checker: Guest, case: _Case, got: str) -> tuple[CaseStatus, str]:
+    """What the checker in its session says."""
+    args = [case.text, case.expect, got]
+    try:
+        reply = await checker.ask("call", name="check", args=args, kwargs={"dict": []}, after=False)
+    except Died as died:
+        raise SandboxError(f"the checker's session ended: {died}") from died
+    if reply.answer is not None and reply.answer.get("value") is True:
+        return "passed", ""
+    if reply.answer is None:
+        raise ConfigError(f"the checker failed: {reply.detail}")
+    said = str(reply.answer.get("value", reply.answer))[:500]
+    return "wrong", f"the checker said {said}"
+
+
+def _not_compiled(name: str, result: ExecResult) -> CaseResult:
+    detail = f"it does not compile: {(result.stderr or result.detail)[:1000]}"
+    return CaseResult(name, False, "error", detail, result.duration)
+
+
+def _limits(setting: Setting) -> Limits | None:
+    """The sessions' limits with the time for a case."""
+    if setting.timeout is None:
+        return setting.limits
+    base = setting.limits or getattr(setting.box, "limits", None) or Limits()
+    return dataclasses.replace(base, wall_s=setting.timeout)
