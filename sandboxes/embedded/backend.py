@@ -16,13 +16,15 @@ from sandboxes.embedded import cgroups, profiles
 from sandboxes.embedded.handle import Handle
 from sandboxes.embedded.plan import limits_of
 from sandboxes.embedded.profiles import Profile
+from sandboxes.embedded.results import of_full_queue
 from sandboxes.embedded.session import EmbeddedSession
-from sandboxes.embedded.stock import Stock
-from sandboxes.embedded.zygote import Zygote
+from sandboxes.embedded.supply import Supply
 from sandboxes.judge import judge
+from sandboxes.metrics import Meter, Metrics
+from sandboxes.pool import QUEUE, Gate, QueueFull, default_turns
 
 ISOLATION = ("auto", "namespaces", "none")
-_STARTS_AT_ONCE = 8
+_LOOK_S = 30.0  # between two looks for sessions that nobody uses
 
 
 class EmbeddedSandbox:
@@ -39,60 +41,81 @@ class EmbeddedSandbox:
         isolation: str = "auto",
         profile: str | Profile = "bare",
         spares: int = 2,
+        max_running: int | None = None,
+        queue: int = QUEUE,
+        ttl_s: float = 3600.0,
+        recycle: int = 10_000,
         **changes: Any,
     ) -> None:
         """`isolation`: "auto" and "namespaces" refuse to run without isolation, "none" runs code as
-        this user without any. `spares` sessions of each profile are kept ready. `changes` are
-        fields of Limits. Raises ConfigError on values that cannot be.
+        this user without any. `spares` sessions of each profile are kept ready.
+
+        At most `max_running` (16 a core unless given) executions run at once, `queue` more wait in
+        line, their time limits not running; any number of sessions may be open. A session that
+        nobody used for `ttl_s` seconds is ended. The process that sessions are clones of is
+        replaced after `recycle` of them, or when its memory grew. `changes` are fields of Limits.
+
+        Raises ConfigError on values that cannot be.
         """
         if isolation not in ISOLATION:
             raise unknown("isolation", isolation, ISOLATION)
         if spares < 0:
             raise ConfigError(f"spares must be at least 0, not {spares}")
+        if recycle < 1 or not ttl_s > 0:
+            raise ConfigError(f"recycle ({recycle}) and ttl_s ({ttl_s}) must be above 0")
         self.limits = limits_of(limits, changes)
         self.profile = profiles.find(profile)
         self.capabilities = Capabilities("embedded", "", False, False, ())
         self._tier = "none" if isolation == "none" else "namespaces"
         self._spares = spares
-        self._place: cgroups.Hierarchy | None = None
-        self._zygotes: dict[Profile, Zygote] = {}
-        self._locks: dict[Profile, asyncio.Lock] = {}
-        self._stocks: dict[Profile, Stock] = {}
-        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self._recycle = recycle
+        self._ttl_s = ttl_s
+        self._meter = Meter()
+        self._gate = Gate(
+            default_turns() if max_running is None else max_running, queue, self._meter.wait
+        )
+        self._supply: Supply | None = None
         self._sessions: weakref.WeakSet[EmbeddedSession] = weakref.WeakSet()
-        self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
-        self._open = False
+        self._reaper: asyncio.Task[None] | None = None
 
     async def open(self) -> Self:
         """Start it and make sure that it works.
 
         Raises IsolationError where the isolation is not possible, SandboxError where it fails.
         """
-        if self._open:
+        if self._supply is not None:
             return self
         if not sys.platform.startswith("linux"):
             raise IsolationError("the embedded sandbox needs Linux")
-        self._place, reason = await asyncio.to_thread(cgroups.detect)
-        self._open = True
+        place, reason = await asyncio.to_thread(cgroups.detect)
+        self._supply = Supply(
+            self._tier,
+            place,
+            self.limits,
+            self._meter,
+            spares=self._spares,
+            recycle=self._recycle,
+        )
         try:
-            zygote = await self._zygote(self.profile)
-            first = await self._make(self.profile, self.limits)
+            zygote = await self._supply.zygote(self.profile)
+            first = await self._supply.make(self.profile, self.limits)
             await first.close()
         except BaseException:
             await self.close()
             raise
-        details = [] if self._place else [f"no control groups ({reason}): limits by process"]
+        details = [] if place else [f"no control groups ({reason}): limits by process"]
         if zygote.tier != "none" and zygote.landlock < 6:
             details.append("no landlock scopes")
         self.capabilities = Capabilities(
             backend="embedded",
             isolation=self._tier,
-            cgroup=self._place is not None,
+            cgroup=place is not None,
             network=self._tier == "none",
             languages=languages.available(),
             detail="; ".join(details),
         )
-        self._stock(self.profile).fill()
+        self._supply.spares(self.profile).fill()
+        self._reaper = asyncio.get_running_loop().create_task(self._reap())
         return self
 
     async def __aenter__(self) -> Self:
@@ -107,7 +130,15 @@ class EmbeddedSandbox:
         """A new session, not yet open. Raises ConfigError for an unknown profile."""
         chosen = self.profile if profile is None else profiles.find(profile)
         wanted = self.limits if limits is None else limits_of(limits, {})
-        session = EmbeddedSession(wanted, lambda: self._acquire(chosen, wanted))
+        return self._session(chosen, wanted, self._gate)
+
+    def _session(self, profile: Profile, limits: Limits, gate: Gate | None) -> EmbeddedSession:
+        async def acquire() -> Handle:
+            if self._supply is None:
+                raise SandboxError("the sandbox is not open: use `async with` or `await open()`")
+            return await self._supply.take(profile, limits)
+
+        session = EmbeddedSession(limits, acquire, gate, self._meter)
         self._sessions.add(session)
         return session
 
@@ -130,17 +161,41 @@ class EmbeddedSandbox:
         ValueError for file names outside /work, SandboxError if no session could be had.
         """
         how = languages.find(language)
-        async with self.session(limits, profile=profile) as session:
-            for name, data in (files or {}).items():
-                await session.write_file(name, data)
-            await session.write_file(how.file, program.encode("utf-8", "surrogatepass"))
-            if how.name == "python":
-                return await session.program(how.file, args, stdin=stdin)
-            if how.compiler:
-                made = await session.exec(how.compiler, timeout=languages.COMPILE_S)
-                if not made.ok:
-                    return languages.not_compiled(made)
-            return await session.exec([*how.command, *args], stdin=stdin)
+        chosen = self.profile if profile is None else profiles.find(profile)
+        wanted = self.limits if limits is None else limits_of(limits, {})
+        try:
+            async with self._gate.turn(), self._session(chosen, wanted, None) as session:
+                for name, data in (files or {}).items():
+                    await session.write_file(name, data)
+                await session.write_file(how.file, program.encode("utf-8", "surrogatepass"))
+                if how.name == "python":
+                    return await session.program(how.file, args, stdin=stdin)
+                if how.compiler:
+                    made = await session.exec(how.compiler, timeout=languages.COMPILE_S)
+                    if not made.ok:
+                        return languages.not_compiled(made)
+                return await session.exec([*how.command, *args], stdin=stdin)
+        except QueueFull as error:
+            return of_full_queue(error, self._meter)
+
+    def metrics(self) -> Metrics:
+        """What it has done so far, and what it does now."""
+        supply, gate = self._supply, self._gate
+        return self._meter.read(
+            live=len(supply.live) - supply.ready() if supply else 0,
+            spares=supply.ready() if supply else 0,
+            running=gate.running,
+            queued=gate.queued,
+        )
+
+    async def _reap(self) -> None:
+        """End sessions that nobody uses."""
+        while True:
+            await asyncio.sleep(min(self._ttl_s / 4, _LOOK_S))
+            for session in list(self._sessions):
+                if session.idle_s() > self._ttl_s:
+                    self._meter.reaped += 1
+                    await session.expire(f"nobody used it for {self._ttl_s:g} s (ttl_s)")
 
     async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
         """Judge a program; see `sandboxes.judge.judge`."""
@@ -148,49 +203,10 @@ class EmbeddedSandbox:
 
     async def close(self) -> None:
         """End all sessions and free everything. Twice is fine."""
-        self._open = False
-        for stock in list(self._stocks.values()):
-            await stock.close()
-        self._stocks.clear()
+        supply, self._supply = self._supply, None
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
         await asyncio.gather(*(s.close() for s in list(self._sessions)))
-        await asyncio.gather(*(h.close() for h in list(self._handles)))
-        for zygote in list(self._zygotes.values()):
-            await zygote.close()
-        self._zygotes.clear()
-
-    def _stock(self, profile: Profile) -> Stock:
-        if profile not in self._stocks:
-            self._stocks[profile] = Stock(self._spares, lambda: self._make(profile, self.limits))
-        return self._stocks[profile]
-
-    async def _acquire(self, profile: Profile, limits: Limits) -> Handle:
-        if limits == self.limits:
-            return await self._stock(profile).take()
-        return await self._make(profile, limits)
-
-    async def _make(self, profile: Profile, limits: Limits) -> Handle:
-        zygote = await self._zygote(profile)
-        try:
-            async with self._starts:
-                handle = await Handle.open(zygote, limits)
-        except SandboxError:
-            if zygote.dead is None or not self._open:
-                raise
-            handle = await Handle.open(await self._zygote(profile), limits)
-        self._handles.add(handle)
-        return handle
-
-    async def _zygote(self, profile: Profile) -> Zygote:
-        """The living zygote of a profile; a dead one is replaced."""
-        if not self._open:
-            raise SandboxError("the sandbox is not open: use `async with` or `await open()`")
-        async with self._locks.setdefault(profile, asyncio.Lock()):
-            zygote = self._zygotes.get(profile)
-            if zygote is not None and zygote.dead is None:
-                return zygote
-            if zygote is not None:
-                await zygote.close()
-            zygote = Zygote(profile, self._tier, self._place)
-            await zygote.start()
-            self._zygotes[profile] = zygote
-            return zygote
+        if supply is not None:
+            await supply.close()

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Gone:
 
 
 Event = Claim | Fact | Gone
+Freed = Callable[["Handle", float], None]
 
 
 class Handle:
@@ -61,9 +62,11 @@ class Handle:
     parent saw it.
     """
 
-    def __init__(self, zygote: Zygote, limits: Limits) -> None:
+    def __init__(self, zygote: Zygote, limits: Limits, freed: Freed, *, warm: bool) -> None:
         self.zygote = zygote
         self.limits = limits
+        self._freed = freed
+        self._warm = warm
         self.dead: str | None = None
         self.ended: dict[str, Any] | None = None
         self.pid = 0  # of the session's first process
@@ -83,9 +86,20 @@ class Handle:
         self._refuses_descriptors = True
 
     @classmethod
-    async def open(cls, zygote: Zygote, limits: Limits) -> Handle:
-        """A session whose interpreter waits for orders. Raises SandboxError."""
-        handle = cls(zygote, limits)
+    async def open(
+        cls,
+        zygote: Zygote,
+        limits: Limits,
+        *,
+        warm: bool = False,
+        freed: Freed = lambda *_: None,
+    ) -> Handle:
+        """A session whose interpreter waits for orders. Raises SandboxError.
+
+        `warm`: it has run a cell of ours before. `freed` is called once every process of it is
+        gone, with the seconds that took.
+        """
+        handle = cls(zygote, limits, freed, warm=warm)
         try:
             async with asyncio.timeout(_START_S):
                 await handle._start()
@@ -108,7 +122,9 @@ class Handle:
                 memory = int(self.limits.memory_mb * (1 << 20))
                 self.group = family.group(memory, self.limits.pids)
                 theirs.append(self.group.entrance())
-            order = plan.order_of(self.limits, cgroup=family is not None, work=self.work)
+            order = plan.order_of(
+                self.limits, cgroup=family is not None, work=self.work, warm=self._warm
+            )
             await self.zygote.spawn(order, theirs)
         finally:
             for fd in theirs:
@@ -270,7 +286,13 @@ class Handle:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
+    def abandon(self) -> None:
+        """Close in the background; from any thread, with or without a running loop."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is all that ran in it
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self.close()))
+
     async def _close(self) -> None:
+        start = time.monotonic()
         for name in ("facts", "claims"):
             sock = getattr(self, name, None)
             if sock is not None:
@@ -292,6 +314,7 @@ class Handle:
         if self.work != "/work":
             shutil.rmtree(self.work, ignore_errors=True)
         self._push(Gone())
+        self._freed(self, time.monotonic() - start)
 
     async def _wait_gone(self) -> None:
         gone = self._loop.create_future()

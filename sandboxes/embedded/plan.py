@@ -11,6 +11,9 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.types import Limits
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Limits))
+_OPTIONS = (
+    "limits", "isolation", "profile", "spares", "max_running", "queue", "ttl_s", "recycle",
+)  # fmt: skip
 
 
 def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
@@ -20,9 +23,7 @@ def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
     """
     for name in changes:
         if name not in _FIELDS:
-            raise unknown(
-                "sandbox option", name, (*_FIELDS, "limits", "isolation", "profile", "spares")
-            )
+            raise unknown("sandbox option", name, (*_FIELDS, *_OPTIONS))
     limits = dataclasses.replace(base or Limits(), **changes)
     for name in _FIELDS:
         value = getattr(limits, name)
@@ -36,8 +37,9 @@ def display_bytes(limits: Limits) -> int:
     return int(min(limits.download_bytes, limits.disk_mb * (1 << 20)))
 
 
-def order_of(limits: Limits, *, cgroup: bool, work: str) -> dict[str, Any]:
-    """What the zygote is told about a session's limits; `work` is the session's directory."""
+def order_of(limits: Limits, *, cgroup: bool, work: str, warm: bool) -> dict[str, Any]:
+    """What the zygote is told about a session: its limits, its directory `work`, and whether it is
+    to warm up before it is ready."""
     return {
         "memory_bytes": int(limits.memory_mb * (1 << 20)),
         "disk_bytes": int(limits.disk_mb * (1 << 20)),
@@ -49,4 +51,5 @@ def order_of(limits: Limits, *, cgroup: bool, work: str) -> dict[str, Any]:
         "display_bytes": display_bytes(limits),
         "cgroup": cgroup,
         "work": work,
+        "warm": warm,
     }

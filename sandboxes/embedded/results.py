@@ -11,6 +11,8 @@ from typing import Any
 from agentrl.types import ExecError, ExecResult, ExecStatus, Limits
 from sandboxes.embedded import artifacts
 from sandboxes.embedded.call import Call
+from sandboxes.metrics import Meter
+from sandboxes.pool import QueueFull
 
 _CLAIM_KEYS = {"id", "status", "value", "cut", "error", "code", "displays", "left_out"}
 _TEXT_CHARS = 20_000  # the most that the interpreter sends of an error's parts
@@ -29,6 +31,12 @@ class Ending:
     tampered: str | None = None
     late: bool = False
     artifacts: Mapping[str, bytes] | None = field(default_factory=dict)  # None: not delivered
+
+
+def of_full_queue(error: QueueFull, meter: Meter) -> ExecResult:
+    """The result of an execution that had no place in the queue: not the code's fault."""
+    meter.statuses["infra"] += 1
+    return ExecResult("infra", detail=str(error))
 
 
 def check_claim(claim: dict[str, Any] | None, number: int, limits: Limits) -> str | None:

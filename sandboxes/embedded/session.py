@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.types import ExecError, ExecResult, Limits
 from sandboxes.embedded import artifacts
+from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names
 from sandboxes.embedded.call import Call
 from sandboxes.embedded.handle import Claim, Fact, Gone, Handle
-from sandboxes.embedded.inside import wire
-from sandboxes.embedded.results import Ending, check_claim, of_call
+from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue
+from sandboxes.metrics import Meter
+from sandboxes.pool import Gate, QueueFull
 
 _INLINE_BYTES = 16 << 10  # longer sources travel by descriptor; JSON may need six times the space
 _FILE_S = 20.0
-_WORK = "/work/"
-_DEPTH = 64
 
 
 class EmbeddedSession:
@@ -32,9 +32,19 @@ class EmbeddedSession:
     then, and SessionDead if the session had ended before.
     """
 
-    def __init__(self, limits: Limits, acquire: Callable[[], Awaitable[Handle]]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        acquire: Callable[[], Awaitable[Handle]],
+        gate: Gate | None,
+        meter: Meter,
+    ) -> None:
+        """`acquire` gives a fresh handle; executions take turns at `gate` (None: no turns)."""
         self.limits = limits
         self._acquire = acquire
+        self._gate = gate
+        self._meter = meter
+        self._used = time.monotonic()
         self._handle: Handle | None = None
         self._lock = asyncio.Lock()
         self._call: Call | None = None
@@ -63,14 +73,32 @@ class EmbeddedSession:
                 why = handle.dead if handle else self._why_closed
                 raise SessionDead(f"the session has ended: {why}. Open another, or reset() it")
             self._number += 1
-            with handle.busy():
-                yield handle, self._number
+            try:
+                with handle.busy():
+                    yield handle, self._number
+            finally:
+                self._used = time.monotonic()
+
+    async def _gated(self, work: Callable[[], Awaitable[ExecResult]]) -> ExecResult:
+        """The result of an execution, when it is its turn. The turn comes before the lock: what
+        holds the lock never waits for a turn."""
+        try:
+            async with self._gate.turn() if self._gate else contextlib.nullcontext():
+                result = await work()
+        except QueueFull as error:
+            return of_full_queue(error, self._meter)
+        self._meter.statuses[result.status] += 1
+        self._meter.execute.add(result.duration)
+        return result
 
     async def run(self, code: str, *, timeout: float | None = None) -> ExecResult:
         """Run a cell. `timeout` (seconds) defaults to `limits.wall_s`.
 
         Raises SessionDead if the session had ended before.
         """
+        return await self._gated(lambda: self._run(code, timeout))
+
+    async def _run(self, code: str, timeout: float | None) -> ExecResult:
         async with self._turn() as (handle, number):
             source = code.encode("utf-8", "surrogatepass")
             if len(source) > self.limits.source_bytes:
@@ -78,7 +106,7 @@ class EmbeddedSession:
             order: dict[str, Any] = {"op": "cell", "id": number}
             fds = []
             if len(source) > _INLINE_BYTES:
-                fds.append(_memfd(source))
+                fds.append(memfd(source))
             else:
                 order["code"] = code
             wall = self.limits.wall_s if timeout is None else timeout
@@ -90,7 +118,7 @@ class EmbeddedSession:
                     handle.send_claim({"op": "sync", "token": challenge})
                     ending = await self._settle(self._call, number, challenge)
             finally:
-                _close(fds)
+                close_all(fds)
             return await self._finish(self._call, ending)
 
     def _refused(self, size: int, handle: Handle) -> ExecResult:
@@ -128,7 +156,7 @@ class EmbeddedSession:
                 else:
                     return Ending(claim=claim, late=late, artifacts=artifacts.take(claim, fds))
         finally:
-            _close(fds)
+            close_all(fds)
 
     async def _finish(self, call: Call, ending: Ending) -> ExecResult:
         """The result; the session ends unless it can go on."""
@@ -160,10 +188,13 @@ class EmbeddedSession:
         self, path: str, args: Sequence[str] = (), *, stdin: bytes = b""
     ) -> ExecResult:
         """Run the Python file `path` (in /work) to its end; the session ends with it."""
+        return await self._gated(lambda: self._program(path, args, stdin))
+
+    async def _program(self, path: str, args: Sequence[str], stdin: bytes) -> ExecResult:
         async with self._turn() as (handle, number):
-            full = os.path.join(handle.work, *_names(path))
-            order = {"op": "program", "id": number, "path": full, "args": _checked(args)}
-            fds = [_memfd(stdin)]
+            full = os.path.join(handle.work, *names(path))
+            order = {"op": "program", "id": number, "path": full, "args": checked(args)}
+            fds = [memfd(stdin)]
             streams = (handle.stdout, handle.stderr)
             limits = self.limits
             try:
@@ -171,7 +202,7 @@ class EmbeddedSession:
                     handle.send_claim(order, fds)
                     ending = await self._settle_program(self._call, number)
             finally:
-                _close(fds)
+                close_all(fds)
             return await self._finish(self._call, ending)
 
     async def _settle_program(self, call: Call, number: int) -> Ending:
@@ -197,15 +228,18 @@ class EmbeddedSession:
         it leaves running in the background lives as long as the session. Raises SessionDead if the
         session had ended before, ValueError if `argv` cannot be one.
         """
-        argv = _checked(argv)
+        argv = checked(argv)
         if not argv or not argv[0]:
             raise ValueError("argv names no command")
+        return await self._gated(lambda: self._exec(argv, stdin, timeout))
+
+    async def _exec(self, argv: list[str], stdin: bytes, timeout: float | None) -> ExecResult:
         async with self._turn() as (handle, number):
             out, out_far = os.pipe2(os.O_CLOEXEC)
             err, err_far = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(out, False)
             os.set_blocking(err, False)
-            theirs = [_memfd(stdin), out_far, err_far]
+            theirs = [memfd(stdin), out_far, err_far]
             wall = self.limits.wall_s if timeout is None else timeout
 
             def stop() -> None:
@@ -217,10 +251,10 @@ class EmbeddedSession:
                     try:
                         handle.send_fact({"op": "exec", "id": number, "argv": argv}, theirs)
                     finally:
-                        _close(theirs)
+                        close_all(theirs)
                     ending = await self._settle_command(self._call, number)
             finally:
-                _close([out, err])
+                close_all([out, err])
             return await self._finish(self._call, ending)
 
     async def _settle_command(self, call: Call, number: int) -> Ending:
@@ -239,8 +273,7 @@ class EmbeddedSession:
 
         Raises ValueError for a path outside /work or through a link, OSError if it does not fit.
         """
-        names = _names(path)
-        await self._file({"op": "write", "names": names}, path, data)
+        await self._file({"op": "write", "names": names(path)}, path, data)
 
     async def read_file(self, path: str) -> bytes:
         """Read a file below /work; links are not followed.
@@ -248,19 +281,18 @@ class EmbeddedSession:
         Raises FileNotFoundError, ValueError for a path outside /work, through a link or to a file
         above `limits.download_bytes`.
         """
-        names = _names(path)
-        return await self._file({"op": "read", "names": names}, path, b"")
+        return await self._file({"op": "read", "names": names(path)}, path, b"")
 
     async def _file(self, order: dict[str, Any], path: str, data: bytes) -> bytes:
         async with self._turn() as (handle, number):
             most = int(self.limits.download_bytes)
-            fds = [_memfd(data)]
+            fds = [memfd(data)]
             try:
                 handle.send_fact(order | {"id": number, "most": most}, fds)
                 async with asyncio.timeout(_FILE_S):
                     answer = await self._answer(handle, number)
                 if "errno" in answer:
-                    raise _file_error(answer, path)
+                    raise file_error(answer, path)
                 if order["op"] == "write":
                     return b""
                 if answer["size"] > most:
@@ -270,7 +302,7 @@ class EmbeddedSession:
                 handle.kill("it does not answer")
                 raise SandboxError(f"no answer about {path!r} within {_FILE_S:g} s") from error
             finally:
-                _close(fds)
+                close_all(fds)
 
     async def _answer(self, handle: Handle, number: int) -> dict[str, Any]:
         while True:
@@ -306,47 +338,18 @@ class EmbeddedSession:
             if handle is not None:
                 await handle.close()
 
+    def idle_s(self) -> float:
+        """For how long nobody has used it, seconds; 0 while it is in use or has ended."""
+        if self._handle is None or self._lock.locked():
+            return 0.0
+        return time.monotonic() - self._used
 
-def _memfd(data: bytes) -> int:
-    fd = os.memfd_create("agentrl", os.MFD_CLOEXEC)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    async def expire(self, why: str) -> None:
+        """Close it because nobody uses it; later calls say so."""
+        await self.close()
+        self._why_closed = why
 
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _names(path: str) -> list[str]:
-    """The parts of a path below /work. Raises ValueError for any other path."""
-    below = path.removeprefix(_WORK)
-    names = [n for n in below.split("/") if n not in ("", ".")]
-    try:
-        sizes = [len(n.encode()) for n in names]
-    except UnicodeEncodeError:
-        sizes = [256]
-    if below.startswith("/") or ".." in names or "\0" in below or not names:
-        raise ValueError(f"not a path below /work: {path[:200]!r}")
-    if max(sizes) > 255 or sum(sizes) > 2048 or len(names) > _DEPTH:
-        raise ValueError(f"path too long or not text: {path[:200]!r}")
-    return names
-
-
-def _file_error(answer: dict[str, Any], path: str) -> Exception:
-    number = answer["errno"]
-    if number in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, None):
-        return ValueError(f"{path!r} is or passes through what is no file or directory: no links")
-    return OSError(number, answer["message"], path)
-
-
-def _checked(argv: Sequence[str]) -> list[str]:
-    """Arguments that a process can be given. Raises ValueError."""
-    if isinstance(argv, str) or not all(isinstance(a, str) and "\0" not in a for a in argv):
-        raise ValueError("argv must be a sequence of strings without NUL")
-    if len(wire.encode({"argv": list(argv)})) > wire.MESSAGE_BYTES - 1024:
-        raise ValueError("argv is too long; use stdin or a file")
-    return list(argv)
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.abandon()

@@ -34,6 +34,8 @@ class Zygote:
         self.tier = tier
         self.family = cgroups.Family(place) if place is not None else None
         self.landlock = 0
+        self.made = 0  # sessions so far
+        self.first_mb = 0.0  # memory at the first session
         self.failed_imports: dict[str, str] = {}
         self.dead: str | None = None
         self.on_death: Callable[[Zygote], None] = lambda _: None

@@ -50,7 +50,7 @@ def descriptors() -> int:
 def groups(box: EmbeddedSandbox) -> int:
     """How many control groups the box has."""
     count = 0
-    for zygote in box._zygotes.values():
+    for zygote in box._supply.zygotes.values():
         if zygote.family is not None:
             count += sum(1 for e in os.scandir(zygote.family.path) if e.is_dir())
     return count

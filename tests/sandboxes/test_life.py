@@ -103,7 +103,7 @@ def test_abandoned_sessions_end_with_the_box(go: Go) -> None:
             await session.run("1")
         cell = asyncio.ensure_future(session.run("while True: pass", timeout=60))
         await asyncio.sleep(0.05)
-        pids = [z._process.pid for z in box._zygotes.values()]
+        pids = [z._process.pid for z in box._supply.zygotes.values()]
         await box.close()
         assert (await cell).status == "infra"
         assert not any(psutil.pid_exists(pid) for pid in pids)
@@ -137,7 +137,7 @@ def test_a_dead_zygote_is_replaced(go: Go) -> None:
             session = await box.session().open()
             cell = asyncio.ensure_future(session.run("import time; time.sleep(60)", timeout=60))
             await asyncio.sleep(0.1)
-            (launcher,) = (z._process.pid for z in box._zygotes.values())
+            (launcher,) = (z._process.pid for z in box._supply.zygotes.values())
             await kill_zygote(launcher)
             result = await asyncio.wait_for(cell, 5)
             with pytest.raises(SessionDead):
@@ -174,8 +174,8 @@ import asyncio, sandboxes
 async def main():
     box = await sandboxes.open("embedded", spares=1, wall_s=60)
     session = await box.session().open()
-    families = [z.family.path for z in box._zygotes.values() if z.family]
-    print(box._zygotes[box.profile]._process.pid, *families, flush=True)
+    families = [z.family.path for z in box._supply.zygotes.values() if z.family]
+    print(box._supply.zygotes[box.profile]._process.pid, *families, flush=True)
     await session.run("import os, time\\nif os.fork() == 0: os.setsid()\\ntime.sleep(60)")
 asyncio.run(main())
 """

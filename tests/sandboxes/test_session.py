@@ -419,7 +419,7 @@ def test_many_tasks_at_once(go: Go, box: EmbeddedSandbox) -> None:
 def test_spares_are_taken_and_replaced(go: Go) -> None:
     async def play():
         async with await open_box(spares=2) as box:
-            stock = box._stock(box.profile)
+            stock = box._supply.spares(box.profile)
             for _ in range(500):
                 if len(stock._ready) == 2:
                     break

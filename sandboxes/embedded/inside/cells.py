@@ -152,11 +152,11 @@ class Cells:
             asyncio.set_event_loop(None)
 
 
-def warm_up() -> None:
+def warm_up(rounds: int = _WARM_UPS) -> None:
     """Run some cells before any session is cloned: what the interpreter makes at first use, clones
-    then share."""
+    then share. In a clone: have what the first cell touches copied."""
     main = sys.modules["__main__"]
-    for _ in range(_WARM_UPS):
+    for _ in range(rounds):
         trial = Cells(100, 0, "/work")
         for source in ("x = [n * 2 for n in range(3)]\nx", "def f():\n    1 / 0\nf()", "x = ("):
             answer = trial.run(source)

@@ -51,6 +51,8 @@ def main(
         random.seed()  # every session has a stream of its own, as `random` has
     worker.cells.offer_displays()
     os.cpu_count = _cpu_count
+    if limits["warm"]:
+        cells.warm_up(1)
     gc.enable()
     worker.serve()
 
