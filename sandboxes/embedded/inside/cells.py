@@ -3,6 +3,7 @@
 from __future__ import annotations
 import __future__
 
+import _signal  # type: ignore[import-not-found]
 import ast
 import builtins
 import linecache
@@ -15,13 +16,21 @@ from typing import Any
 from . import displays, kernel, shell, tracebacks, wire
 
 _setprofile, _settrace = sys.setprofile, sys.settrace
-_setitimer = signal.setitimer
+_setitimer, _mask = signal.setitimer, _signal.pthread_sigmask  # without Python's enums
+_HELD = [  # while no code of the cell runs: their handlers, if it has set any, may raise
+    int(n)
+    for n in (
+        signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGCHLD, signal.SIGUSR1,
+        signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGIO, signal.SIGWINCH,
+    )
+]  # fmt: skip
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _Expr, _Expression = ast.Expr, ast.Expression
 _ONLY_AST = ast.PyCF_ONLY_AST
 _COROUTINE = 0x80  # code flag of a cell with a top-level await
 _VALUE_CHARS = 32_000  # what one message holds, whatever the characters
 _WARM_UPS = 20
+_LINES = linecache.cache
 _FUTURES = {f.compiler_flag for f in (getattr(__future__, n) for n in __future__.all_feature_names)}
 
 globals()["__builtins__"] = dict(vars(builtins))  # for the functions below
@@ -74,7 +83,11 @@ class Cells:
         self, function: Callable[..., dict[str, Any] | None], *args: Any
     ) -> dict[str, Any]:
         try:
-            return function(*args) or {"status": "ok"}
+            try:
+                _mask(_signal.SIG_UNBLOCK, _HELD)
+                return function(*args) or {"status": "ok"}
+            finally:
+                _mask(_signal.SIG_BLOCK, _HELD)
         except SystemExit as error:
             return {"status": "exit", "code": exit_code(error)}
         except BaseException as error:
@@ -84,7 +97,8 @@ class Cells:
         name = f"<cell {self.count}>"
         source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         lines = source.split("\n")  # not splitlines: Python ends lines here only
-        linecache.cache[name] = (len(source), None, [f"{line}\n" for line in lines], name)
+        linecache.cache = _LINES
+        _LINES[name] = (len(source), None, [f"{line}\n" for line in lines], name)
         self.names.pop("__warningregistry__", None)  # each cell's warnings are new ones
         value = self._evaluate(source, name)
         if value is None:
@@ -92,9 +106,7 @@ class Cells:
         if self.names.get("_", self.last) is self.last:
             self.names["_"] = self.last = value
         self.displays.show(value)
-        text = repr(value)
-        if not isinstance(text, str):
-            raise TypeError("__repr__ returned no string")
+        text = str.__str__(repr(value))  # exactly a string, whatever class it is of
         cut = len(text) > self.value_chars
         return {"status": "ok", "value": text[: self.value_chars], "cut": cut}
 
@@ -163,13 +175,18 @@ def warm_up(rounds: int = _WARM_UPS) -> None:
             wire.decode(wire.encode(answer))
     sys.modules["__main__"] = main
     linecache.clearcache()
+    _mask(_signal.SIG_UNBLOCK, _HELD)
 
 
 def exit_code(error: SystemExit) -> int:
     """The status a process would end with; a message goes to standard error."""
-    if error.code is None:
+    code = error.code
+    if code is None:
         return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
-    print(error.code, file=sys.stderr)
+    if isinstance(code, int):
+        return int.__and__(code, 0xFF)
+    try:
+        print(code, file=sys.stderr)
+    except BaseException:
+        pass
     return 1

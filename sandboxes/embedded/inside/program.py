@@ -58,5 +58,5 @@ def run(order: dict[str, Any], fds: list[int], worker: Worker) -> NoReturn:
     cells.flush()
     if os.getpid() == worker.pid:
         claim["id"] = order["id"]
-        worker._send(worker.channel, claim)
+        worker._answer(claim)
     worker._exit(code)

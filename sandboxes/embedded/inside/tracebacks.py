@@ -17,6 +17,8 @@ _TracebackException, _StackSummary = traceback.TracebackException, traceback.Sta
 _HERE = __file__.rpartition("/")[0] + "/"
 _LIBRARIES = ("/opt/", "/usr/", sys.prefix, "<frozen", _HERE)
 
+_name_of = type.__dict__["__name__"].__get__  # whatever the metaclass says
+
 globals()["__builtins__"] = dict(vars(builtins))  # for the functions below
 
 
@@ -30,12 +32,13 @@ def shorten(text: str, most: int) -> str:
 
 def describe(error: BaseException, folder: str) -> list[str]:
     """The name, text and traceback of an exception; files below `folder` by their path in it."""
-    name = type(error).__name__
+    name = "Exception"
     try:
+        name = str.__str__(_name_of(type(error)))  # exactly a string, whatever class it is of
         shown = _TracebackException.from_exception(error, lookup_lines=False, compact=True)
         _cut(shown, folder)
         text = "".join(shown.format())
-        message = str(error)
+        message = str.__str__(str(error))
     except BaseException:
         text, message = f"{name}: <the exception cannot be shown>", ""
     return [

@@ -11,13 +11,13 @@ from typing import Any
 
 MESSAGE_BYTES = 192 << 10  # fits the default send buffer of a unix socket
 _FDS = 8
+_to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CLOSE_ON_EXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message; text may hold lone surrogates."""
-    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")
+    return _to_text(message).encode("utf-8", "surrogatepass")
 
 
 def decode(data: bytes) -> Any:

@@ -23,7 +23,14 @@ _HIGH_FD = 900  # where closing "all" descriptors up to the limit does not reach
 _LEAST_RECURSION = 500
 _getaffinity = os.sched_getaffinity
 
-globals()["__builtins__"] = dict(vars(builtins))  # for the functions below
+_FAILURES = 1000  # of receiving, through what the code did, before it gives up
+_BUILTINS = dict(vars(builtins))
+_UNSPEAKABLE = {
+    "status": "error",
+    "error": ["SystemError", "the result could not be put into words", ""],
+}
+
+globals()["__builtins__"] = _BUILTINS  # for the functions below
 
 
 def _raise_fd(fd: int) -> int:
@@ -71,7 +78,7 @@ class Worker:
         self.pid = os.getpid()
         self.running = False
         self.cells = cells.Cells(limits["value_chars"], limits["display_bytes"], limits["work"])
-        self._receive, self._send = wire.receive, wire.send
+        self._receive = wire.receive
         self._getpid, self._exit = os.getpid, os._exit
         self._dup2, self._fstat = os.dup2, os.fstat
         os.register_at_fork(before=cells.flush, after_in_child=self._forked)
@@ -98,20 +105,48 @@ class Worker:
     def serve(self) -> NoReturn:
         """Answer until the host closes its end."""
         kernel.handle_signal(signal.SIGINT, self._interrupted)
-        self._send(self.channel, {"up": True})
-        while True:
-            order, fds = self._receive(self.channel)
-            if order is None:
-                self._exit(0)
-            if order["op"] == "sync":
-                for fd in fds:
-                    self.cells.displays.write(fd)
-                    os.close(fd)
-                self._send(self.channel, {"sync": order["token"]})
-            elif order["op"] == "program":
-                program.run(order, fds, self)
-            else:
-                self._cell(order, fds)
+        self._answer({"up": True})
+        for _ in range(_FAILURES):
+            try:
+                while True:
+                    self._obey(*self._receive(self.channel))
+            except OSError as error:
+                if error.errno is not None:  # the channel's, not one that a handler raised
+                    raise
+            except BaseException:
+                self._repair()
+        self._exit(BROKEN)
+
+    def _obey(self, order: dict[str, Any] | None, fds: list[int]) -> None:
+        if order is None:
+            self._exit(0)
+        elif order["op"] == "sync":
+            for fd in fds:
+                self.cells.displays.write(fd)
+                os.close(fd)
+            self._answer({"sync": order["token"]})
+        elif order["op"] == "program":
+            program.run(order, fds, self)
+        else:
+            self._cell(order, fds)
+
+    def _repair(self) -> None:
+        """Undo what the code did to the built-in names: this module and those it calls need them.
+
+        Called where something failed, by that or by a signal handler that the code left behind.
+        """
+        vars(builtins).update(_BUILTINS)
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        """Send it, once; if it cannot be put into words, an error instead."""
+        data = b""
+        for one in (answer, answer, {"id": answer.get("id"), **_UNSPEAKABLE}):
+            try:
+                data = wire.encode(one)
+                break
+            except BaseException:
+                self._repair()
+        self.channel.send(data)
 
     def _cell(self, order: dict[str, Any], fds: list[int]) -> None:
         source = order["code"] if not fds else _contents(fds[0]).decode("utf-8", "surrogatepass")
@@ -127,16 +162,21 @@ class Worker:
                     answer = self.cells.run(source)
                 self.running = False
                 break
-            except KeyboardInterrupt:
+            except BaseException as error:  # or what the code did breaks what follows it
                 self.running = False
-                answer = answer or {"status": "error", "error": ["KeyboardInterrupt", "", ""]}
+                answer = answer or _failed(error)
         cells.flush()
         if self._getpid() != self.pid:
             self._exit(0)
         if sys.getrecursionlimit() < _LEAST_RECURSION:
             sys.setrecursionlimit(1000)
         answer["id"] = order["id"]
-        self._send(self.channel, answer)
+        self._answer(answer)
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    name = "KeyboardInterrupt" if isinstance(error, KeyboardInterrupt) else "SystemError"
+    return {"status": "error", "error": [name, "", ""]}
 
 
 def _contents(fd: int) -> bytes:
