@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.types import ExecResult
+from sandboxes import languages
 from sandboxes.judge.setting import Setting
 from sandboxes.languages import Language
 
-_COMPILE_S = 60.0
 _RUN = 'chmod +x "$0" && exec "$0" "$@"'
 
 
@@ -17,11 +17,11 @@ async def build(setting: Setting, how: Language, program: str) -> bytes | ExecRe
     """The program's binary, or how compiling failed. Raises SandboxError."""
     async with setting.box.session(setting.limits, profile=setting.profile) as session:
         await session.write_file(how.file, program.encode("utf-8", "surrogatepass"))
-        result = await session.exec(["sh", "-c", how.compile], timeout=_COMPILE_S)
+        result = await session.exec(how.compiler, timeout=languages.COMPILE_S)
         if result.status == "infra":
             raise SandboxError(f"the sandbox failed: {result.detail}")
         if result.status != "ok":
-            return result
+            return languages.not_compiled(result)
         try:
             return await session.read_file(how.command[0])
         except SessionDead:

@@ -71,7 +71,7 @@ async def judge_stdio(
             judged_by = await stack.enter_async_context(setting.guest("candidate"))
             await _load_checker(judged_by, setting, checker)
         how = languages.LANGUAGES[language]
-        binary = await compiled.build(setting, how, program) if how.compile else b""
+        binary = await compiled.build(setting, how, program) if how.compiler else b""
         if isinstance(binary, ExecResult):
             return verdict([_not_compiled(case.id, binary) for case in parsed], setting)
         for i in setting.shuffled(len(parsed)):
@@ -80,7 +80,7 @@ async def judge_stdio(
             if why:
                 found[i] = not_run(case.id, why)
                 continue
-            if how.compile:
+            if how.compiler:
                 result = await compiled.run(setting, how, binary, case.args, case.stdin)
             else:
                 result = await _run(setting, language, program, case)
@@ -167,8 +167,10 @@ async def _asked(checker: Guest, case: _Case, got: str) -> tuple[CaseStatus, str
 
 
 def _not_compiled(name: str, result: ExecResult) -> CaseResult:
-    detail = f"it does not compile: {(result.stderr or result.detail)[:1000]}"
-    return CaseResult(name, False, "error", detail, result.duration)
+    assert result.status != "ok"
+    why = result.error.message if result.error else result.detail
+    detail = f"it does not compile: {why[:1000]}"
+    return CaseResult(name, False, result.status, detail, result.duration, error=result.error)
 
 
 def _limits(setting: Setting) -> Limits | None:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, Self
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.interfaces import Capabilities
-from agentrl.types import ExecResult, Limits
+from agentrl.types import ExecResult, Limits, Verdict
+from sandboxes.judge import judge
 from sandboxes.rpc import codec
 from sandboxes.rpc.service import Answer
 
@@ -248,6 +249,10 @@ class ServedSandbox:
             return codec.result_from_wire(body, contents)
         finally:
             await asyncio.shield(self._fleet.release(channel))
+
+    async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
+        """Judge a program; see `sandboxes.judge.judge`."""
+        return await judge(self, program, cases, **options)
 
     async def close(self) -> None:
         """End all sessions and free everything. Twice is fine."""
