@@ -118,7 +118,7 @@ def show(found: Iterable[Check]) -> int:
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Names of one kind of thing (envs, rollouts, losses, selectors, recipes), with a line each."""
+    """Names of one kind of thing (as `agentrl list` has them), with a line each."""
     if what == "envs":
         import envs
 
@@ -135,6 +135,10 @@ def catalogue(what: str) -> dict[str, str]:
         from agentrl.losses import LOSSES
 
         return {name: _first_line(loss) for name, loss in LOSSES.items()}
+    if what == "credit":
+        from agentrl.credit import SCHEMES
+
+        return {name: _first_line(scheme) for name, scheme in SCHEMES.items()}
     return {"hint_rft": _first_line(importlib.import_module("agentrl.select.hint_rft"))}
 
 

@@ -131,7 +131,7 @@ def test_rollout_resumes_in_its_folder(capsys, tmp_path):
     assert len(load(tmp_path / "t")) == 5
 
 
-@pytest.mark.parametrize("what", ["envs", "rollouts", "losses", "selectors", "recipes"])
+@pytest.mark.parametrize("what", ["envs", "rollouts", "losses", "credit", "selectors", "recipes"])
 def test_list(capsys, what):
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -64,7 +64,7 @@ def run_sandbox_doctor(options: argparse.Namespace) -> int:
 
 def add_list(commands: Any) -> None:
     c = command_of(commands, "list", "what there is, a line each", "agentrl list envs")
-    c.add_argument("what", choices=["envs", "rollouts", "losses", "selectors", "recipes"])
+    c.add_argument("what", choices=["envs", "rollouts", "losses", "credit", "selectors", "recipes"])
     c.set_defaults(run=run_list)
 
 

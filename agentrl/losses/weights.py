@@ -28,10 +28,10 @@ def scaled(sample: Sample, factor: float) -> Sample:
 def drop_turns(sample: Sample, turns: Sequence[int], wrong: Collection[int]) -> Sample:
     """No loss on the turns numbered in `wrong`; their tokens stay, as context of what follows.
 
-    `turns[t]` is the turn of token t (`agentrl.credit.turn_numbers`). AgentRefine (arXiv
-    2501.01702) leaves out turns that were judged wrong, TL-Training's MAE (2412.15495) those whose
-    tool call failed, LeDex (2405.18649) the first attempt. Deleting them instead would take away
-    what the repair refers to. Raises ValueError if the lengths differ.
+    `turns[t]` is the turn of token t (`agentrl.credit.turn_numbers` of a path's nodes). AgentRefine
+    (arXiv 2501.01702) leaves out turns that were judged wrong, TL-Training's MAE (2412.15495) those
+    whose tool call failed, LeDex (2405.18649) the first attempt. Deleting them instead would take
+    away what the repair refers to. Raises ValueError if the lengths differ.
     """
     if len(turns) != len(sample.weights):
         raise ValueError(f"{len(turns)} turn numbers for {len(sample.weights)} tokens")

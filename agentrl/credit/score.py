@@ -1,0 +1,49 @@
+"""SCoRe: reward the second attempt for being better than the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from agentrl.credit.base import Advantages, Episode, over_turns
+from agentrl.credit.kl import SOURCE as KL
+from agentrl.credit.returns_to_go import by_turn
+
+
+def shaped(
+    rewards: Sequence[float], *, alpha: float = 10.0, stage: Literal[1, 2] = 2
+) -> list[float]:
+    """Stage II: `r_t + alpha * (r_t - r_(t-1))` from the second turn, the first as it is.
+
+    SCoRe, arXiv 2409.12917, section 5.2 and, for more than two turns, appendix A.1. Stage I: only
+    the last turn's reward, as it is.
+    """
+    if stage == 1:
+        return [0.0] * (len(rewards) - 1) + list(rewards[-1:])
+    bonus = [b - a for a, b in pairwise(rewards)]
+    return [*rewards[:1], *(r + alpha * d for r, d in zip(rewards[1:], bonus, strict=True))]
+
+
+def score_shaping(
+    group: Sequence[Episode], *, alpha: float = 10.0, stage: Literal[1, 2] = 2
+) -> Advantages:
+    """Each turn's own shaped reward (gamma is 0), less the mean of the other attempts' same turn.
+
+    A turn is one answer to the problem. Rewards of source `kl` (`kl_rewards`) are added after the
+    shaping, each to its own turn, so that the bonus is of correctness alone. In stage I the first
+    turn gets no reward but its KL, which must be strong there and weak in the last turn.
+
+    Bias: none of the leave-one-out baseline. The bonus itself changes what is maximised: a turn
+    that makes a right answer wrong costs alpha, and the first turn is not credited with the second
+    (gamma = 0), so the policy cannot gain by failing first on purpose. Every attempt must have the
+    same number of turns: one that may stop after a right answer would skip the turn in which it
+    could only lose.
+    """
+    rewards = []
+    for episode in group:
+        own = shaped(episode.without(KL).turn_rewards(), alpha=alpha, stage=stage)
+        penalties = episode.only(KL).turn_rewards()
+        rewards.append([r + p for r, p in zip(own, penalties, strict=True)])
+    made = by_turn(rewards, "leave_one_out")
+    return [over_turns(e, a) for e, a in zip(group, made, strict=True)]

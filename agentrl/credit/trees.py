@@ -1,0 +1,136 @@
+"""From attempts in token trees to episodes, and from their advantages to training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agentrl.credit.base import Episode, Site
+from agentrl.errors import DataError
+from agentrl.record import Tree
+from agentrl.types import Attempt, Node, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The paths on which an attempt sampled, laid end to end: turns the template rewrote, then the
+    attempt's own. A token that stands on several of them counts on the first."""
+
+    nodes: list[list[Node]]
+    counted: list[list[bool]]
+    """for each node whether its tokens count here: sampled, and on no earlier path"""
+
+
+def paths_of(tree: Tree, attempt: Attempt) -> Paths:
+    """The attempt's branches and its path, each sampled token counted once."""
+    nodes = [tree.path(leaf) for leaf in (*attempt.branches, attempt.leaf)]
+    seen: set[int] = set()
+    counted = []
+    for path in nodes:
+        flags = []
+        for node in path:
+            original = node.info.get("copy_of", node.id)
+            flags.append(node.source == "policy" and original not in seen)
+            seen.add(original)
+        counted.append(flags)
+    return Paths(nodes, counted)
+
+
+def turn_numbers(nodes: Sequence[Node], counted: Sequence[bool], first: int = 0) -> list[int]:
+    """The turn of every token of a path: a turn is a run of counted nodes, -1 is outside of any."""
+    turns: list[int] = []
+    turn, inside = first - 1, False
+    for node, counts in zip(nodes, counted, strict=True):
+        turn += counts and not inside
+        inside = counts
+        turns.extend([turn if counts else -1] * len(node.token_ids))
+    return turns
+
+
+def episode_of(tree: Tree, attempt: Attempt, *, outcome: bool = True) -> Episode:
+    """The attempt as credit sees it.
+
+    A turn is what was sampled in one go between other tokens (a hint or tool output ends it).
+    `TurnReward`s stand at their node's last token; with `outcome` the attempt's own reward stands
+    at the very end, with source `outcome` (pass False where the list has it already). An attempt
+    with an error, or without any reward, is not valid. `states` are the tokens between a turn and
+    the one before it: what the policy was shown.
+    """
+    paths = paths_of(tree, attempt)
+    turns: list[int] = []
+    states: list[tuple[int, ...]] = []
+    ends: dict[int, int] = {}
+    for nodes, counted in zip(paths.nodes, paths.counted, strict=True):
+        own = turn_numbers(nodes, counted, max(turns, default=-1) + 1)
+        states += _shown(nodes, counted)
+        at = len(turns)
+        for node in nodes:
+            at += len(node.token_ids)
+            ends.setdefault(node.id, at - 1)
+            ends.setdefault(node.info.get("copy_of", node.id), at - 1)
+        turns += own
+    rewards = []
+    for reward in attempt.rewards:
+        if reward.node not in ends:
+            raise DataError(f"a reward at node {reward.node}, which is not on the attempt's paths")
+        rewards.append(Site(ends[reward.node], reward.value, reward.source))
+    if outcome and attempt.reward is not None:
+        rewards.append(Site(len(turns) - 1, attempt.reward, "outcome"))
+    valid = attempt.error is None and bool(rewards)
+    return Episode(turns, rewards, valid, attempt.truncated, states)
+
+
+def _shown(nodes: Sequence[Node], counted: Sequence[bool]) -> list[tuple[int, ...]]:
+    states: list[tuple[int, ...]] = []
+    shown: list[int] = []
+    inside = False
+    for node, counts in zip(nodes, counted, strict=True):
+        if counts and not inside:
+            states.append(tuple(shown))
+            shown = []
+        inside = counts
+        if not counts:
+            shown.extend(node.token_ids)
+    return states
+
+
+def credited(
+    tree: Tree,
+    attempt: Attempt,
+    advantages: Sequence[float],
+    *,
+    logprobs: Literal["policy", "sampled"] = "policy",
+) -> list[Sample]:
+    """Training rows of an attempt: one a path, weight 1 on the tokens that it sampled there.
+
+    `advantages` are those of `episode_of`'s episode. `logprobs` are the policy's own at temperature
+    1 (for ratios of policies), or of the distribution really `sampled` from, where temperature,
+    top-p or top-k made it another one (for importance weights). Other tokens have weight 0. Paths
+    on which nothing counts are left out. Raises ValueError for another number of advantages.
+    """
+    paths = paths_of(tree, attempt)
+    total = sum(len(n.token_ids) for nodes in paths.nodes for n in nodes)
+    if len(advantages) != total:
+        raise ValueError(f"{len(advantages)} advantages for {total} tokens")
+    rows, start = [], 0
+    for nodes, counted in zip(paths.nodes, paths.counted, strict=True):
+        ids = [i for node in nodes for i in node.token_ids]
+        own = list(advantages[start : start + len(ids)])
+        start += len(ids)
+        if not any(counted):
+            continue
+        weights: list[float] = []
+        nats: list[float] = []
+        for node, counts in zip(nodes, counted, strict=True):
+            weights += [float(counts)] * len(node.token_ids)
+            nats += _logprobs(node, logprobs) if counts else [0.0] * len(node.token_ids)
+        meta = {"task": tree.task.id, "tokenizer": tree.meta.get("tokenizer")}
+        rows.append(Sample(ids, weights, own, nats, meta=meta))
+    return rows
+
+
+def _logprobs(node: Node, which: Literal["policy", "sampled"]) -> list[float]:
+    if which == "sampled" and "sampled_logprobs" in node.info:
+        return list(node.info["sampled_logprobs"])
+    return list(node.logprobs or ())
