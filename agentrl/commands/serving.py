@@ -30,7 +30,8 @@ def add_serve(parts: Any) -> None:
         help="file with a token a line, each an owner of its own; else AGENTRL_SANDBOX_TOKEN",
     )
     c.add_argument("--max-sessions", type=int, metavar="N", help="open at a time")
-    c.add_argument("--max-running", type=int, metavar="N", help="requests at a time; others wait")
+    c.add_argument("--max-running", type=int, metavar="N", help="requests at a time")
+    c.add_argument("--max-waiting", type=int, metavar="N", help="requests in line for that")
     c.add_argument("--idle", type=float, metavar="S", help="a session's life without its client")
     c.add_argument("--verbose", action="store_true", help="a line for each request")
     c.add_argument(
@@ -50,6 +51,7 @@ def run_serve(options: argparse.Namespace) -> int:
     given = {
         "most_sessions": options.max_sessions,
         "most_running": options.max_running,
+        "most_waiting": options.max_waiting,
         "idle_s": options.idle,
     }
     how = serve.Settings(

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from agentrl.errors import ConfigError
-
 
 class Full(Exception):
     """There is no place left, not even to wait; try again later."""
@@ -17,8 +15,6 @@ class Gate:
     """Lets `most` through at a time, first come first served; `queue` more may wait."""
 
     def __init__(self, most: int, queue: int) -> None:
-        if most < 1:
-            raise ConfigError(f"at least one must be let through at a time, not {most}")
         self.most = most
         self.queue = queue
         self.running = 0

@@ -18,6 +18,7 @@ from agentrl.interfaces import Sandbox
 from agentrl.types import Limits
 from sandboxes.remote import caps
 from sandboxes.remote.access import TOKEN_VARIABLE, Tokens, is_loopback
+from sandboxes.remote.gate import Gate
 from sandboxes.remote.server import Server
 from sandboxes.rpc.service import Service
 
@@ -42,6 +43,7 @@ class Settings:
     most: Limits = caps.MOST
     most_sessions: int = 1024
     most_running: int = 16 * (os.cpu_count() or 1)
+    most_waiting: int = 1024
     idle_s: float = 300.0
     grace_s: float = 10.0
     verbose: bool = False
@@ -50,7 +52,7 @@ class Settings:
         """Raises ConfigError."""
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port {self.port}: there are ports 1 to 65535, and 0 for any")
-        for name in ("most_sessions", "most_running", "idle_s", "grace_s"):
+        for name in ("most_sessions", "most_running", "most_waiting", "idle_s", "grace_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.tokens and not is_loopback(self.host):
@@ -72,7 +74,8 @@ async def serve(box: Sandbox, settings: Settings, ready: Callable[[str], None]) 
     ConfigError if the address is not to be had.
     """
     service = Service(box, idle_s=settings.idle_s, most_sessions=settings.most_sessions)
-    server = Server(service, settings.tokens, settings.limits, settings.most, settings.most_running)
+    gate = Gate(settings.most_running, settings.most_waiting)
+    server = Server(service, settings.tokens, gate, settings.limits, settings.most)
     runner = web.AppRunner(
         server.app(),
         handler_cancellation=True,

@@ -31,7 +31,6 @@ _LIGHT_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 20  # of a request, besides its files and source
 _TRANSFER_S = 120.0  # the most that one body may take to arrive, or to be taken
 _RETRY_S = 1
-_QUEUE = 8  # requests that wait, for each one that runs
 _OWNER = "owner"
 
 
@@ -39,18 +38,18 @@ class Server:
     """Requests in, answers out.
 
     `most` bounds what clients may ask for; sessions and programs without limits of their own get
-    `limits`. At most `most_running` requests are worked on at a time, and some wait, their bodies
-    unread; more are told to come again (503). A request whose client hangs up ends its session.
+    `limits`. Requests that find no place at the gate, where they wait with their bodies unread, are
+    told to come again (503). A request whose client hangs up ends its session.
     """
 
     def __init__(
-        self, service: Service, tokens: Tokens, limits: Limits, most: Limits, most_running: int
+        self, service: Service, tokens: Tokens, gate: Gate, limits: Limits, most: Limits
     ) -> None:
         self.service = service
         self.tokens = tokens
         self.limits = limits
         self.most = most
-        self.gate = Gate(most_running, _QUEUE * most_running)
+        self.gate = gate
         self.most_bytes = int(most.disk_mb * (1 << 20) + most.source_bytes) + _SPARE_BYTES
         self._done: Counter[tuple[str, str]] = Counter()
         self._refused = 0

@@ -316,10 +316,10 @@ def test_a_full_server_is_waited_for(go: Go):
             async with await second as session:
                 assert (await session.run("1")).value == "1"
             nap = "import time; time.sleep(0.1); print(1)"
-            results = await asyncio.gather(*(box.run(nap) for _ in range(12)))
-            assert [r.stdout for r in results] == ["1\n"] * 12
+            results = await asyncio.gather(*(box.run(nap) for _ in range(6)))
+            assert [r.stdout for r in results] == ["1\n"] * 6
 
-    with serving("--max-sessions", "1", "--max-running", "1") as server:
+    with serving("--max-sessions=1", "--max-running=1", "--max-waiting=2") as server:
         go(play(server))
         refused = server.ask("GET", "/metrics")[1].partition("refused_total ")[2].split()[0]
         assert int(refused) > 0
