@@ -42,7 +42,7 @@ class Gate:
         if queue < 0:
             raise ConfigError(f"queue must be at least 0, not {queue}")
         self.running = 0
-        self._turns = turns
+        self.turns = turns
         self._queue = queue
         self._waits = waits
         self._line: deque[asyncio.Future[None]] = deque()
@@ -56,7 +56,7 @@ class Gate:
     async def turn(self) -> AsyncIterator[None]:
         """Wait for a turn, and hold it in the block. Raises QueueFull if the line is."""
         start = time.monotonic()
-        if self.running < self._turns:
+        if self.running < self.turns:
             self.running += 1
         else:
             await self._stand_in_line()

@@ -63,6 +63,8 @@ def run_serve(options: argparse.Namespace) -> int:
         **{name: value for name, value in given.items() if value is not None},
     )
     backend, asked = chosen_sandbox(options)
+    if backend == "embedded":
+        asked["max_running"] = how.most_running
     if options.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 

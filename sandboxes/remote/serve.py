@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import signal
 import socket
@@ -16,9 +15,10 @@ from aiohttp import web
 from agentrl.errors import ConfigError
 from agentrl.interfaces import Sandbox
 from agentrl.types import Limits
+from sandboxes.metrics import Clock
+from sandboxes.pool import Gate, default_turns
 from sandboxes.remote import caps
 from sandboxes.remote.access import TOKEN_VARIABLE, Tokens, is_loopback
-from sandboxes.remote.gate import Gate
 from sandboxes.remote.server import Server
 from sandboxes.rpc.service import Service
 
@@ -42,7 +42,7 @@ class Settings:
     tokens: Tokens = field(default_factory=Tokens)
     most: Limits = caps.MOST
     most_sessions: int = 1024
-    most_running: int = 16 * (os.cpu_count() or 1)
+    most_running: int = field(default_factory=default_turns)
     most_waiting: int = 1024
     idle_s: float = 300.0
     grace_s: float = 10.0
@@ -74,7 +74,7 @@ async def serve(box: Sandbox, settings: Settings, ready: Callable[[str], None]) 
     ConfigError if the address is not to be had.
     """
     service = Service(box, idle_s=settings.idle_s, most_sessions=settings.most_sessions)
-    gate = Gate(settings.most_running, settings.most_waiting)
+    gate = Gate(settings.most_running, settings.most_waiting, Clock())
     server = Server(service, settings.tokens, gate, settings.limits, settings.most)
     runner = web.AppRunner(
         server.app(),

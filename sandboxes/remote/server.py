@@ -15,10 +15,12 @@ from aiohttp import web
 
 from agentrl import __version__
 from agentrl.errors import ConfigError
+from agentrl.interfaces import Sandbox
 from agentrl.types import Limits
+from sandboxes.embedded import EmbeddedSandbox
+from sandboxes.pool import Gate, QueueFull
 from sandboxes.remote import bodies, caps
 from sandboxes.remote.access import Tokens
-from sandboxes.remote.gate import Full, Gate
 from sandboxes.rpc import codec, frames
 from sandboxes.rpc.service import Answer, Service
 
@@ -78,7 +80,7 @@ class Server:
             request[_OWNER] = owner
         try:
             return await handler(request)
-        except Full as error:
+        except QueueFull as error:
             self._refused += 1
             return _problem(503, str(error), {"Retry-After": str(_RETRY_S)})
         except frames.FrameError as error:
@@ -96,8 +98,8 @@ class Server:
             "sessions": self.service.sessions,
             "max_sessions": self.service.most_sessions,
             "running": self.gate.running,
-            "waiting": self.gate.waiting,
-            "max_running": self.gate.most,
+            "waiting": self.gate.queued,
+            "max_running": self.gate.turns,
         }
         return web.json_response(load)
 
@@ -106,10 +108,11 @@ class Server:
         values: dict[str, float] = {
             "agentrl_sandbox_sessions": self.service.sessions,
             "agentrl_sandbox_running": self.gate.running,
-            "agentrl_sandbox_waiting": self.gate.waiting,
+            "agentrl_sandbox_waiting": self.gate.queued,
             "agentrl_sandbox_refused_total": self._refused,
             "agentrl_sandbox_uptime_seconds": round(time.monotonic() - self._started, 3),
         }
+        values |= _flat("agentrl_sandbox_box", _metrics_of(self.service.box))
         for (op, outcome), count in sorted(self._done.items()):
             values[f'agentrl_sandbox_calls_total{{op="{op}",outcome="{outcome}"}}'] = count
         return web.Response(text="".join(f"{name} {value}\n" for name, value in values.items()))
@@ -132,7 +135,7 @@ class Server:
         except ConfigError as error:
             return {"failed": codec.error_to_wire(error)}, []
         if op == "open" and self.service.full:
-            raise Full(f"{self.service.sessions} sessions are open")
+            raise QueueFull(f"{self.service.sessions} sessions are open")
         order = {"op": op, "args": args}
         try:
             body, blobs = await self.service.call(order, message.blobs, owner=owner)
@@ -208,6 +211,20 @@ def program_message(data: bytes, limits: Limits) -> frames.Message:
     }
     texts = [text.encode("utf-8", "surrogatepass") for text in (order["program"], stdin)]
     return frames.Message({"args": args}, [*texts, *contents])
+
+
+def _metrics_of(box: Sandbox) -> Mapping[str, Any]:
+    """The numbers of a sandbox that keeps some."""
+    return box.metrics().to_json() if isinstance(box, EmbeddedSandbox) else {}
+
+
+def _flat(name: str, value: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers within numbers as one level of names."""
+    flat: dict[str, float] = {}
+    for key, inner in value.items():
+        full = f"{name}_{key}"
+        flat |= _flat(full, inner) if isinstance(inner, Mapping) else {full: inner}
+    return flat
 
 
 def _problem(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -25,7 +25,6 @@ from agentrl.errors import ConfigError, SandboxError, SessionDead
 from agentrl.testing import check_sandbox
 from agentrl.types import Limits
 from sandboxes.remote import access, caps
-from sandboxes.remote.gate import Full, Gate
 from sandboxes.rpc import frames
 
 OTHER = "the-token-of-somebody-else"
@@ -249,7 +248,7 @@ def test_metrics_count(server):
     assert status == 200
     values = dict(line.rsplit(" ", 1) for line in text.splitlines())
     assert float(values["agentrl_sandbox_running"]) == 0
-    assert "agentrl_sandbox_uptime_seconds" in values
+    assert {"agentrl_sandbox_uptime_seconds", "agentrl_sandbox_box_wait_p99"} <= values.keys()
 
 
 # Noise.
@@ -340,29 +339,6 @@ def test_a_busy_server_still_interrupts_and_closes(go: Go):
 
     with serving("--max-running", "1") as server:
         go(play(server))
-
-
-def test_a_gate_lets_so_many_through():
-    async def play():
-        gate = Gate(2, 2)
-        order = []
-
-        async def enter(name):
-            async with gate.turn():
-                order.append(name)
-                await asyncio.sleep(0.01)
-
-        tasks = [asyncio.create_task(enter(n)) for n in range(4)]
-        await asyncio.sleep(0)
-        assert (gate.running, gate.waiting) == (2, 2)
-        with pytest.raises(Full):
-            await enter(4)
-        tasks[2].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert order == [0, 1, 3]
-        assert (gate.running, gate.waiting) == (0, 0)
-
-    asyncio.run(play())
 
 
 # Failures.
