@@ -18,7 +18,8 @@ from sandboxes.embedded import cgroups, jail, seccomp
 from sandboxes.embedded.inside import wire
 from sandboxes.embedded.profiles import Profile
 
-_BOOT_S = 60.0  # the import budget of a profile
+_BOOT_S = 60.0
+_IMPORT_SHARE = 0.9  # of it, the import budget of a profile
 _END_S = 2.0
 
 
@@ -59,9 +60,15 @@ class Zygote:
             loop.add_reader(self._control, self._readable)
             wire.send(self._control, self._order())
             ready = await asyncio.wait_for(self._message, _BOOT_S)
-        except (TimeoutError, OSError, EOFError) as error:
+        except (OSError, EOFError) as error:
             why = self._why(error)
             await self.close()
+            if isinstance(error, TimeoutError):  # it runs, but is stuck where no signal reaches it
+                imports = ", ".join(self.profile.imports) or "none"
+                raise SandboxError(
+                    f"profile {self.profile.name!r} was not ready within {_BOOT_S:g} s; "
+                    f"its imports: {imports}"
+                ) from error
             raise self._refusal(why) from error
         except BaseException:
             await self.close()
@@ -90,6 +97,7 @@ class Zygote:
         return {
             "tier": self.tier,
             "imports": self.profile.preloaded,
+            "import_s": _BOOT_S * _IMPORT_SHARE,
             "seccomp": program.hex(),
             "work": "/work" if isolated else "",
         }

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 from sandbox_arena import SMALL, Arena, Go, open_box
 
-from agentrl.errors import SandboxError
 from agentrl.types import ExecResult, Limits
 from sandboxes.embedded import EmbeddedSandbox, Profile, artifacts
 from sandboxes.embedded.inside import displays
@@ -223,17 +222,3 @@ def test_plots(go: Go, plots, which: int) -> None:
     assert broken.error.name == "ValueError"
     assert after.value == "[]"
     assert pil.artifacts["display-1.png"].startswith(b"\x89PNG")
-
-
-def test_profiles_bring_what_packages_require() -> None:
-    pytest.importorskip("matplotlib")
-    names = set(Profile("mine", packages=("matplotlib",)).paths())
-    assert names >= {"matplotlib", "mpl_toolkits", "numpy", "PIL", "dateutil", "contourpy"}
-    assert not names & {"pytest", "_pytest", "hypothesis", "torch"}
-
-
-def test_profiles_that_fail_name_profile_and_package(go: Go) -> None:
-    with pytest.raises(SandboxError, match="profile 'mine' needs the package 'no_such'"):
-        go(open_box(profile=Profile("mine", packages=("no_such",))))
-    with pytest.raises(SandboxError, match=r"profile 'mine' cannot import: numpy\.no_such: "):
-        go(open_box(profile=Profile("mine", packages=("numpy",), imports=("numpy.no_such",))))

@@ -37,7 +37,7 @@ def main(control_fd: int) -> NoReturn:
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Import, set up the standard streams and freeze the heap, so that clones are cheap."""
     os.umask(0o022)
-    failed = _import(order["imports"])
+    failed = _import(order["imports"], order["import_s"])
     code = sys.path.pop(0)  # where `inside` is; all of it is imported by now
     sys.path_importer_cache.pop(code, None)
     sys.path[:] = [order["work"], *(p for p in sys.path if p)]
@@ -59,14 +59,24 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     return order
 
 
-def _import(names: Sequence[str]) -> dict[str, str]:
-    """Import the modules; module -> error of those that cannot be."""
+def _import(names: Sequence[str], budget_s: float) -> dict[str, str]:
+    """Import the modules, all within `budget_s` seconds; module -> error of those that fail."""
+
+    def late(*_: object) -> NoReturn:
+        raise TimeoutError(f"not imported within {budget_s:g} s")
+
     failed = {}
+    kernel.handle_signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, budget_s)
     for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError):
+                break
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    kernel.handle_signal(signal.SIGALRM, kernel.DEFAULT)
     return failed
 
 
