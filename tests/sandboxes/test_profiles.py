@@ -31,9 +31,10 @@ def test_imports_that_take_too_long_name_profile_and_package(
     """C23: imports have a budget of their own."""
     (tmp_path / "slow_package.py").write_text("import time\ntime.sleep(30)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(zygote, "_BOOT_S", 2.0)
+    monkeypatch.setattr(zygote, "_BOOT_S", 10.0)
+    monkeypatch.setattr(zygote, "_IMPORT_SHARE", 0.05)
     profile = Profile("mine", packages=("slow_package",), imports=("json", "slow_package", "math"))
-    with pytest.raises(SandboxError, match=r"'mine' cannot import: slow_package: .*within 1\.8 s"):
+    with pytest.raises(SandboxError, match=r"'mine' cannot import: slow_package: .*within 0\.5 s"):
         go(open_box(profile=profile))
 
 
