@@ -189,13 +189,15 @@ class EmbeddedSandbox:
         )
 
     async def _reap(self) -> None:
-        """End sessions that nobody uses."""
+        """End sessions that nobody uses, and those that use too much between two calls."""
         while True:
             await asyncio.sleep(min(self._ttl_s / 4, _LOOK_S))
             for session in list(self._sessions):
                 if session.idle_s() > self._ttl_s:
                     self._meter.reaped += 1
                     await session.expire(f"nobody used it for {self._ttl_s:g} s (ttl_s)")
+                elif (why := session.overspent()) is not None:
+                    await session.expire(why)
 
     async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
         """Judge a program; see `sandboxes.judge.judge`."""

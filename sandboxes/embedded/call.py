@@ -45,6 +45,7 @@ class Call:
         self.interrupted = False
         self.flooded = False
         self.out_of_memory = False
+        self.out_of_cpu = False
         self.duration = 0.0
         self.cpu = 0.0
         self.oom_kills = 0
@@ -61,8 +62,7 @@ class Call:
         self.oom_kills = -group.oom_kills() if group else 0
         self.cpu = -self.handle.cpu()
         self._timer = self._loop.call_later(min(_SHORT_S, self.wall_s), self._attend)
-        if group is None:
-            self._watch_timer = self._loop.call_later(_WATCH_S, self._start_watching)
+        self._watch_timer = self._loop.call_later(_WATCH_S, self._start_watching)
         self.started_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS
         self._started = time.monotonic()
         return self
@@ -85,6 +85,8 @@ class Call:
         for fd in self._streams:
             self._loop.remove_reader(fd)
             self._drain(fd)
+        if self.handle.dead is None and self.handle.may_have_spent():
+            self._charge(self.handle.spent_s())
 
     def interrupt(self) -> None:
         """Ask the execution to end; it counts as stopped even if it does not."""
@@ -131,11 +133,26 @@ class Call:
         self._watcher = self._loop.create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Where no control group limits it: look at the session's memory from time to time."""
-        while True:
-            used = await asyncio.to_thread(tree.memory_mb, self.handle.pid)
-            if used > self.limits.memory_mb:
-                self.out_of_memory = True
-                self.handle.kill(f"the session used {used:.0f} MiB of {self.limits.memory_mb}")
-                return
+        """Look from time to time at what nothing else limits: the session's CPU time and, where no
+        control group does, its memory."""
+        handle = self.handle
+        while handle.dead is None:
+            if handle.group is None:
+                used = await asyncio.to_thread(tree.memory_mb, handle.pid)
+                if used > self.limits.memory_mb:
+                    self.out_of_memory = True
+                    handle.kill(f"the session used {used:.0f} MiB of {self.limits.memory_mb}")
+                    return
+            if handle.may_have_spent():
+                self._charge(await asyncio.to_thread(handle.spent_s))
             await asyncio.sleep(_WATCH_S)
+
+    def _charge(self, spent_s: float) -> None:
+        if spent_s > self.limits.cpu_s and self.handle.dead is None:
+            self.out_of_cpu = True
+            self.handle.kill(over_budget(spent_s, self.limits))
+
+
+def over_budget(spent_s: float, limits: Limits) -> str:
+    """Why a session that spent so much CPU time ends."""
+    return f"the session used {spent_s:.1f} s of CPU, of {limits.cpu_s:g} for all its calls"

@@ -1,4 +1,8 @@
-"""Memory limits by the kernel's control groups, version 1 or 2, where they may be written."""
+"""Limits by the kernel's control groups, version 1 or 2, where they may be written.
+
+Version 1 limits memory and counts CPU, in two hierarchies; version 2 limits memory and processes
+and counts CPU, in one.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,24 @@ import secrets
 import subprocess
 from dataclasses import dataclass
 
+from sandboxes.embedded import tree
+
 _REMOVE_TRIES = 50
+_NEEDED = ("memory", "pids")  # controllers of version 2; the CPU is always counted
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """A directory in which control groups can be made: `version` 1 or 2."""
+    """A directory in which control groups can be made: `version` 1 or 2. `cpu` is the one that
+    counts CPU time in version 1, "" if there is none."""
 
     version: int
     path: str
+    cpu: str = ""
+
+
+def _mkdir(path: str) -> None:
+    os.mkdir(path)
 
 
 def _write(path: str, text: str) -> None:
@@ -32,7 +45,11 @@ def _write(path: str, text: str) -> None:
 def _read(path: str) -> str:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return os.read(fd, 4096).decode()
+        data = os.read(fd, 4096)
+        if len(data) > 1000:  # the kernel gives long files in parts
+            while more := os.read(fd, 1 << 16):
+                data += more
+        return data.decode()
     finally:
         os.close(fd)
 
@@ -46,67 +63,116 @@ def _own(controller: str) -> str:
     return "/"
 
 
-def _mounted() -> list[Hierarchy]:
-    """Where the memory controller may be, version 2 first."""
+def _mounted() -> list[tuple[int, str, str]]:
+    """(version, controller, where it is mounted) of what may be used, version 2 first."""
     found = []
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            kind, _, options = right.split(None, 2)
-            where = left.split()[4]
-            if kind == "cgroup2":
-                found.append(Hierarchy(2, where))
-            elif kind == "cgroup" and "memory" in options.strip().split(","):
-                found.append(Hierarchy(1, where))
-    return sorted(found, key=lambda h: -h.version)
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(None, 2)
+        where = left.split()[4]
+        if kind == "cgroup2":
+            found.append((2, "", where))
+        elif kind == "cgroup":
+            names = options.strip().split(",")
+            found += [(1, name, where) for name in ("memory", "cpuacct") if name in names]
+    return sorted(found, key=lambda one: -one[0])
 
 
-def _places(hierarchy: Hierarchy) -> list[Hierarchy]:
+def _places() -> list[Hierarchy]:
     """Beside this process's own group, then (version 2) in it."""
-    own = _own("memory" if hierarchy.version == 1 else "")
-    beside = os.path.normpath(hierarchy.path + os.path.dirname(own))
-    places = [beside]
-    if hierarchy.version == 2:
-        places.append(os.path.normpath(hierarchy.path + own))
-    return [Hierarchy(hierarchy.version, p) for p in dict.fromkeys(places) if os.path.isdir(p)]
+    mounted = _mounted()
+    cpu = next((w + os.path.dirname(_own("cpuacct")) for _, n, w in mounted if n == "cpuacct"), "")
+    places = []
+    for version, name, where in mounted:
+        if name == "cpuacct":
+            continue
+        own = os.path.normpath(where + _own(name))
+        beside = where if own == where else os.path.dirname(own)
+        for path in dict.fromkeys([beside, own] if version == 2 else [beside]):
+            counts = os.path.normpath(cpu) if cpu and version == 1 else ""
+            places.append(Hierarchy(version, path, counts))
+    return [p for p in places if os.path.isdir(p.path)]
 
 
 def detect() -> tuple[Hierarchy | None, str]:
     """Where groups can really be made and limited, or None and the reason."""
     reasons = []
     try:
-        mounted = _mounted()
+        places = _places()
     except OSError as error:
         return None, str(error)
-    for place in (p for h in mounted for p in _places(h)):
+    for place in places:
         try:
-            family = Family(place)
-        except OSError as error:
-            reasons.append(f"{place.path}: {error.strerror}")
-            continue
-        try:
-            _try(family)
+            _try(place)
             return place, ""
         except OSError as error:
             reasons.append(f"{place.path}: {error.strerror}")
-        finally:
-            family.remove_now()
     return None, "; ".join(reasons) or "no memory controller is mounted"
 
 
-def _try(family: Family) -> None:
+def _try(place: Hierarchy) -> None:
     """Let a process without rights put itself in a group, for a trial. Raises OSError."""
-    group = family.group(64 << 20, 16)
-    user = 65534 if os.geteuid() == 0 else None
-    entrance = group.entrance()
+    if place.version == 2:
+        _delegate(place.path)
+    family = Family(place)
     try:
-        command = ["sh", "-c", "echo 0"]
-        done = subprocess.run(command, stdout=entrance, stderr=subprocess.DEVNULL, user=user)
-        if done.returncode != 0:
-            raise PermissionError(errno.EPERM, "a process cannot put itself in (old kernel?)")
+        group = family.group(64 << 20, 16)
+        try:
+            for entrance in group.entrances():
+                try:
+                    _enter(entrance)
+                finally:
+                    os.close(entrance)
+        finally:
+            group.remove_now()
     finally:
-        os.close(entrance)
-        group.remove_now()
+        family.remove_now()
+
+
+def _enter(entrance: int) -> None:
+    user = 65534 if os.geteuid() == 0 else None
+    command = ["sh", "-c", "echo 0"]
+    done = subprocess.run(command, stdout=entrance, stderr=subprocess.DEVNULL, user=user)
+    if done.returncode != 0:
+        raise PermissionError(errno.EPERM, "a process cannot put itself in (old kernel?)")
+
+
+def _delegate(path: str) -> None:
+    """Give the groups below `path` the controllers they need (version 2). Raises OSError."""
+    missing = set(_NEEDED) - set(_read(f"{path}/cgroup.subtree_control").split())
+    if not missing:
+        return
+    absent = missing - set(_read(f"{path}/cgroup.controllers").split())
+    if absent:
+        raise OSError(errno.ENODEV, f"no controller {' and '.join(sorted(absent))} here")
+    order = " ".join(f"+{name}" for name in sorted(missing))
+    try:
+        _write(f"{path}/cgroup.subtree_control", order)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _clear(path)  # what holds processes cannot give controllers on
+        _write(f"{path}/cgroup.subtree_control", order)
+
+
+def _clear(path: str) -> None:
+    """Move this process and those below it from a group into a leaf of it. Raises OSError if there
+    are others, which are not ours to move."""
+    inside = [int(pid) for pid in _read(f"{path}/cgroup.procs").split()]
+    ours = {os.getpid(), *tree.below(os.getpid())}
+    if not set(inside) <= ours:
+        raise OSError(
+            errno.EBUSY,
+            "other processes are in this group, too: start this one in a group of its own "
+            "(systemd-run --scope -p Delegate=yes ...)",
+        )
+    leaf = f"{path}/agentrl-host-{os.getpid()}"
+    _mkdir(leaf)
+    for pid in inside:
+        try:
+            _write(f"{leaf}/cgroup.procs", str(pid))
+        except ProcessLookupError:
+            continue
 
 
 class Family:
@@ -114,45 +180,51 @@ class Family:
 
     def __init__(self, place: Hierarchy) -> None:
         self.version = place.version
-        self.path = f"{place.path}/agentrl-{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count(1)
-        os.mkdir(self.path)
-        if self.version == 2:
-            try:
-                _write(f"{self.path}/cgroup.subtree_control", "+memory +pids")
-            except OSError:
-                self.remove_now()
-                raise
+        name = f"agentrl-{os.getpid()}-{secrets.token_hex(4)}"
+        self.path = f"{place.path}/{name}"
+        self.paths = [self.path, *([f"{place.cpu}/{name}"] if place.cpu else [])]
+        try:
+            for path in self.paths:
+                _mkdir(path)
+            if self.version == 2:
+                _delegate(self.path)
+        except OSError:
+            self.remove_now()
+            raise
 
     def group(self, memory_bytes: int, pids: int) -> Group:
         """A new group with limits. Raises OSError."""
-        path = f"{self.path}/{next(self._numbers)}"
-        os.mkdir(path)
-        group = Group(path, self.version)
+        number = next(self._numbers)
+        group = Group([f"{path}/{number}" for path in self.paths], self.version)
         try:
-            group.limit(memory_bytes, pids)
+            group.make(memory_bytes, pids)
         except OSError:
             group.remove_now()
             raise
         return group
 
     def remove_now(self) -> None:
-        """Remove the directory if it is empty."""
-        try:
-            os.rmdir(self.path)
-        except OSError:
-            pass
+        """Remove the directories that are empty."""
+        for path in self.paths:
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass
 
 
 class Group:
-    """One session's control group."""
+    """One session's control group; in version 1 a second directory may count its CPU time."""
 
-    def __init__(self, path: str, version: int) -> None:
-        self.path = path
+    def __init__(self, paths: list[str], version: int) -> None:
+        self.path = paths[0]
+        self.paths = paths
         self.version = version
 
-    def limit(self, memory_bytes: int, pids: int) -> None:
-        """Set the limits. Raises OSError."""
+    def make(self, memory_bytes: int, pids: int) -> None:
+        """Make it and set the limits. Raises OSError."""
+        for path in self.paths:
+            _mkdir(path)
         if self.version == 2:
             _write(f"{self.path}/memory.max", str(memory_bytes))
             _write(f"{self.path}/pids.max", str(pids + 2))
@@ -168,38 +240,47 @@ class Group:
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                 raise
 
-    def entrance(self) -> int:
-        """A descriptor through which a process that may not open it puts itself in, by writing
-        "0" (the kernel asks who opened it). Raises OSError."""
-        return os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    def entrances(self) -> list[int]:
+        """Descriptors through which a process that may not open them puts itself in, by writing
+        "0" to each (the kernel asks who opened them). Raises OSError."""
+        found: list[int] = []
+        try:
+            for path in self.paths:
+                found.append(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for fd in found:
+                os.close(fd)
+            raise
+        return found
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed here for want of memory."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
-        try:
-            for line in _read(f"{self.path}/{name}").splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-        except (OSError, ValueError):
-            pass
-        return 0
+        return _field(f"{self.path}/{name}", "oom_kill") or 0
+
+    def cpu_s(self) -> float | None:
+        """CPU time of all its processes so far, seconds; None where it is not counted."""
+        if self.version == 2:
+            used = _field(f"{self.path}/cpu.stat", "usage_usec")
+            return None if used is None else used / 1e6
+        nanoseconds = _number(f"{self.paths[1]}/cpuacct.usage") if len(self.paths) > 1 else None
+        return None if nanoseconds is None else nanoseconds / 1e9
 
     def peak_mb(self) -> float | None:
         """The most memory used so far, MiB."""
         name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
-        try:
-            return int(_read(f"{self.path}/{name}")) / (1 << 20)
-        except (OSError, ValueError):
-            return None
+        peak = _number(f"{self.path}/{name}")
+        return None if peak is None else peak / (1 << 20)
 
     def remove_now(self) -> bool:
         """Remove the group; False if processes are still in it."""
-        try:
-            os.rmdir(self.path)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
+        for path in self.paths:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
         return True
 
     async def remove(self) -> None:
@@ -209,3 +290,23 @@ class Group:
             if self.remove_now():
                 return
             await asyncio.sleep(0.005)
+
+
+def _number(path: str) -> int | None:
+    """The number that is all of a file; None if it cannot be read."""
+    try:
+        return int(_read(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: str, name: str) -> int | None:
+    """The number after `name` in a file of such lines; None if it cannot be read."""
+    try:
+        for line in _read(path).splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return None

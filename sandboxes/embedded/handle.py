@@ -28,6 +28,7 @@ from sandboxes.embedded.zygote import Zygote
 
 _START_S = 20.0
 _END_S = 5.0
+_CORES = os.cpu_count() or 1
 _LAST_CLAIMS = 4  # one is right, more are tampering: no need to count them
 _SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket takes descriptors
 
@@ -66,6 +67,7 @@ class Handle:
         self.zygote = zygote
         self.limits = limits
         self._freed = freed
+        self._began = time.monotonic()
         self._warm = warm
         self.dead: str | None = None
         self.ended: dict[str, Any] | None = None
@@ -121,7 +123,7 @@ class Handle:
             if family is not None:
                 memory = int(self.limits.memory_mb * (1 << 20))
                 self.group = family.group(memory, self.limits.pids)
-                theirs.append(self.group.entrance())
+                theirs += self.group.entrances()
             order = plan.order_of(
                 self.limits, cgroup=family is not None, work=self.work, warm=self._warm
             )
@@ -264,6 +266,15 @@ class Handle:
             return time.clock_gettime((~self.worker_pid << 3) | 2)
         except OSError:
             return 0.0
+
+    def may_have_spent(self) -> bool:
+        """Whether it is old enough to have used up its CPU time on all processors."""
+        return (time.monotonic() - self._began) * _CORES >= self.limits.cpu_s
+
+    def spent_s(self) -> float:
+        """CPU seconds of all its processes since it began, over all calls; 0 once it ended."""
+        counted = self.group.cpu_s() if self.group else None
+        return tree.cpu_s(self.pid) if counted is None else counted
 
     def _mark_dead(self, why: str) -> None:
         if self.dead is None:

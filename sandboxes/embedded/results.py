@@ -133,6 +133,8 @@ def _status(call: Call, ending: Ending) -> tuple[ExecStatus, str]:
         return "output_limit", f"more than {call.limits.output_kill_bytes} bytes of output"
     if call.out_of_memory or call.oom_kills > 0:
         return "oom", f"more than {call.limits.memory_mb} MiB of memory"
+    if call.out_of_cpu:
+        return "timeout", call.handle.dead or ""
     if call.interrupted:
         return "timeout", "interrupted"
     if ending.late or (call.timed_out and ending.claim is None):

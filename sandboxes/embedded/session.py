@@ -14,7 +14,7 @@ from agentrl.errors import SandboxError, SessionDead
 from agentrl.types import ExecError, ExecResult, Limits
 from sandboxes.embedded import artifacts
 from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names
-from sandboxes.embedded.call import Call
+from sandboxes.embedded.call import Call, over_budget
 from sandboxes.embedded.handle import Claim, Fact, Gone, Handle
 from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue
 from sandboxes.metrics import Meter
@@ -165,11 +165,12 @@ class EmbeddedSession:
         stopped = call.timed_out or call.interrupted or call.oom_kills > 0
         if stopped and handle.dead is None:
             await self._sweep(handle, call)
+        result = of_call(call, ending, handle.zygote.tier)
         if ending.tampered:
             handle.kill(f"tampered: {ending.tampered}")
         elif handle.ended is not None:
-            handle.kill("the interpreter ended")
-        return of_call(call, ending, handle.zygote.tier)
+            handle.kill(result.detail or "the interpreter ended")
+        return result
 
     async def _sweep(self, handle: Handle, call: Call) -> None:
         """Kill what an execution that was stopped left running."""
@@ -344,8 +345,16 @@ class EmbeddedSession:
             return 0.0
         return time.monotonic() - self._used
 
+    def overspent(self) -> str | None:
+        """Why it must end, if what it left running used up its CPU time between two calls."""
+        handle = self._handle
+        if handle is None or self._lock.locked() or not handle.may_have_spent():
+            return None
+        spent_s = handle.spent_s()
+        return over_budget(spent_s, self.limits) if spent_s > self.limits.cpu_s else None
+
     async def expire(self, why: str) -> None:
-        """Close it because nobody uses it; later calls say so."""
+        """Close it because of its limits; later calls say so."""
         await self.close()
         self._why_closed = why
 

@@ -140,7 +140,7 @@ class Zygote:
             "stage": built.stage,
             "argv": argv,
             "env": {},
-            "cgroup": self.family.path if self.family else None,
+            "cgroup": self.family.paths if self.family else [],
         }
         return plan, built.data
 
@@ -156,7 +156,7 @@ class Zygote:
             "stage": {},
             "argv": [executable, *jail.boot(jail.here(), "zygote.main", control)],
             "env": environment,
-            "cgroup": self.family.path if self.family else None,
+            "cgroup": self.family.paths if self.family else [],
         }
 
     def _readable(self) -> None:

@@ -343,3 +343,51 @@ def test_failing_starts_fail_fast(go: Go, monkeypatch: pytest.MonkeyPatch) -> No
             assert box.metrics().failed_spawns == 6
 
     go(play())
+
+
+BURN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
+CHILDREN = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits: their time is in no parent's sum
+for _ in range(2):
+    if os.fork() == 0:
+        end = time.process_time() + 0.15
+        while time.process_time() < end: pass
+        os._exit(0)
+time.sleep(0.4)
+"""
+
+
+@pytest.mark.parametrize("cell", [BURN.format(0.3), CHILDREN], ids=["interpreter", "children"])
+def test_the_cpu_budget_is_for_all_calls_together(go: Go, cell: str) -> None:
+    """B14: work split over many cells, each far below the limits of one."""
+
+    async def play() -> tuple[list[str], str]:
+        async with await open_box(cpu_s=1, wall_s=5) as box, box.session() as session:
+            if cell is CHILDREN and not box.capabilities.cgroup:
+                pytest.skip("without control groups, time that nobody waited for is not counted")
+            statuses: list[str] = []
+            while "timeout" not in statuses and len(statuses) < 20:
+                result = await session.run(cell)
+                statuses.append(result.status)
+            assert "s of CPU" in result.detail
+            with pytest.raises(SessionDead, match="s of CPU"):
+                await session.run("1")
+            return statuses, result.status
+
+    statuses, last = go(play())
+    assert last == "timeout"
+    assert set(statuses[:-1]) == {"ok"}
+    assert 3 <= len(statuses) <= 12
+
+
+def test_a_command_counts_into_the_budget(go: Go) -> None:
+    async def play() -> tuple[str, str]:
+        async with await open_box(cpu_s=1, wall_s=20) as box, box.session() as session:
+            await session.exec(["sh", "-c", "(while :; do :; done) & (while :; do :; done) & exit"])
+            result = await session.run("import time; time.sleep(10)")
+            return result.status, result.detail
+
+    status, detail = go(play())
+    assert status == "timeout"
+    assert "of 1 for all its calls" in detail

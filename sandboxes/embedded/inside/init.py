@@ -27,9 +27,9 @@ def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> 
     """
     facts = socket(fileno=fds[0])
     try:
-        if limits["cgroup"]:
-            os.write(fds[4], b"0")  # before it has children
-            os.close(fds[4])
+        for entrance in fds[4:]:
+            os.write(entrance, b"0")  # into its control groups, before it has children
+            os.close(entrance)
         secured = os.eventfd(0)
         pid = os.fork()
         if pid == 0:

@@ -84,7 +84,8 @@ def _watch(plan: dict[str, Any]) -> None:
     if os.getppid() != host:
         end()
     _, status = os.waitpid(child, 0)
-    _remove(plan["cgroup"])
+    for base in plan["cgroup"]:
+        _remove(base)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
