@@ -5,8 +5,9 @@ counts over the samples of an optimizer step: weights, samples, or pairs. Option
 arguments: `make("dpo", beta=0.05)` binds and checks them.
 
 Preference losses are functions of `PairScores`; in `LOSSES` stands what `on_pairs` makes of them:
-a loss of a batch in which chosen and rejected samples alternate (`samples_of`), with the further
-options `pairs` (the step's, for margins and label flips), `reference_free` and `members`.
+a loss of a batch in which chosen and rejected samples alternate (`samples_of`, and `groups_of` to
+plan micro-batches), with the further options `pairs` (the step's, for margins and label flips),
+`reference_free`, `divergence` (of f-DPO) and `members`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.losses import policy_gradient, preference, reference_free
 from agentrl.losses.base import Loss, LossOutput
 from agentrl.losses.kto import kto, kto_kl
-from agentrl.losses.pairs import PairScores, pair_scores, samples_of, suffix_only
+from agentrl.losses.pairs import (
+    Divergence,
+    PairScores,
+    groups_of,
+    pair_scores,
+    samples_of,
+    suffix_only,
+)
 from agentrl.losses.policy_gradient import Extras
 from agentrl.losses.sft import dft, poft, sft
 from agentrl.types import Pair, Sample
@@ -34,6 +42,10 @@ AnyLoss = Callable[..., LossOutput]
 
 PairLoss = Callable[..., LossOutput]
 """`(pairs: PairScores, denominator: float, **options) -> LossOutput`"""
+
+
+ON_PAIRS = {"pairs", "reference_free", "divergence", "members"}
+"""The options that `on_pairs` adds."""
 
 
 def on_pairs(loss: PairLoss, members: int = 2) -> AnyLoss:
@@ -47,11 +59,14 @@ def on_pairs(loss: PairLoss, members: int = 2) -> AnyLoss:
         *,
         pairs: Sequence[Pair] | None = None,
         reference_free: bool = False,
+        divergence: Divergence | None = None,
         members: int = members,
         **options: Any,
     ) -> LossOutput:
         scores = pair_scores(logprobs_BT, batch, pairs, members)
-        return loss(scores.reference_free() if reference_free else scores, denominator, **options)
+        scores = scores.reference_free() if reference_free else scores
+        scores = scores if divergence is None else scores.under(divergence)
+        return loss(scores, denominator, **options)
 
     return of_batch
 
@@ -116,7 +131,7 @@ def make(name: str, **options: Any) -> Loss:
         raise unknown("loss", name, LOSSES)
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    known = set(own) | ({"pairs", "reference_free", "members"} if name in OVER_PAIRS else set())
+    known = set(own) | (ON_PAIRS if name in OVER_PAIRS else set())
     for option in options:
         if option not in known:
             raise unknown(f"option of loss {name!r}:", option, known)
@@ -147,9 +162,7 @@ def denominator(name: str, samples: Sequence[Sample], members: int | None = None
         return float(len(samples))
     if members is None:
         members = 3 if name in ("tpo", "tpo_l") else 2
-    if len(samples) % members:
-        raise ValueError(f"{len(samples)} samples do not make groups of {members}")
-    return float(len(samples) // members)
+    return float(len(groups_of(samples, members)))
 
 
 __all__ = [
@@ -162,6 +175,7 @@ __all__ = [
     "denominator",
     "dft",
     "get",
+    "groups_of",
     "kto",
     "kto_kl",
     "make",

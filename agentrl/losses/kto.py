@@ -27,10 +27,10 @@ def kto(
 
     ArXiv 2402.01306, equations 7 and 8; r is the answer's log-ratio to the reference.
     `desirable[i]` is the mark of the step's sample i, `kl` the step's reference point (`kto_kl`), a
-    constant. Averaged over the step's samples (`denominator`). Weights should make the two kinds
-    count alike: desirable_weight * n_good / (undesirable_weight * n_bad) between 1 and 4/3.
-    Metrics: `chosen_change` and `rejected_change` (sums of r over good and over bad answers,
-    divided by `denominator`).
+    constant; with `kl=0` this is APO-zero of single answers (arXiv 2408.06266). Averaged over the
+    step's samples (`denominator`). Weights should make the two kinds count alike: desirable_weight
+    * n_good / (undesirable_weight * n_bad) between 1 and 4/3. Metrics: `chosen_change` and
+    `rejected_change` (sums of r over good and over bad answers, divided by `denominator`).
     """
     check_denominator(denominator, "number of samples")
     ref_BT = required(batch.ref_logprobs_BT, "ref_logprobs")

@@ -7,16 +7,21 @@ be in the same micro-batch. Axes in names: B rows, T columns, P pairs of the bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from agentrl.batch import Batch
-from agentrl.errors import ConfigError, DataError
+from agentrl.errors import ConfigError, DataError, unknown
 from agentrl.losses.sequences import sample_sums
 from agentrl.types import Pair, Sample
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 FLIP = "flip"
 """The key of `Pair.meta` that holds the probability that the pair's label is wrong."""
@@ -65,10 +70,37 @@ class PairScores:
             )
         return self.chosen_P - self.ref_chosen_P, self.rejected_P - self.ref_rejected_P
 
+    def under(self, divergence: Divergence, alpha: float = 0.5) -> PairScores:
+        """The pairs with f'(t) in place of each log-ratio log t: DPO under another divergence.
+
+        f-DPO, arXiv 2309.16240, table 1: `reverse_kl` is log t itself, `forward_kl` 1 - 1/t, `js`
+        log(2t / (t + 1)), `alpha` (t^(alpha-1) - 1) / (alpha - 1). For losses of the difference of
+        two rewards; the metrics are then of f' as well. Raises ConfigError for an unknown name.
+        """
+        if divergence not in _SCORES:
+            raise unknown("divergence", divergence, _SCORES)
+        chosen_P, rejected_P = (_SCORES[divergence](r, alpha) for r in self.log_ratios())
+        return replace(self, chosen_P=chosen_P, rejected_P=rejected_P).reference_free()
+
     def reference_free(self) -> PairScores:
         """The same pairs under a reference that finds everything equally likely."""
         zeros_P = torch.zeros_like(self.chosen_P)
         return replace(self, ref_chosen_P=zeros_P, ref_rejected_P=zeros_P)
+
+
+def _alpha_score(log_ratio_P: Tensor, alpha: float) -> Tensor:
+    # bounded where exp would overflow float32; alpha = 1 is the limit log t
+    if abs(alpha - 1) < 1e-6:
+        return log_ratio_P
+    return torch.expm1(((alpha - 1) * log_ratio_P).clamp(max=80)) / (alpha - 1)
+
+
+_SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "reverse_kl": lambda r, _: r,
+    "forward_kl": lambda r, _: -torch.expm1(-r),
+    "js": lambda r, _: math.log(2) + F.logsigmoid(r),
+    "alpha": _alpha_score,
+}
 
 
 def samples_of(pairs: Sequence[Pair], gold: Sequence[Sample] | None = None) -> list[Sample]:
@@ -76,6 +108,13 @@ def samples_of(pairs: Sequence[Pair], gold: Sequence[Sample] | None = None) -> l
     if gold is None:
         return [sample for pair in pairs for sample in (pair.chosen, pair.rejected)]
     return [s for p, g in zip(pairs, gold, strict=True) for s in (p.chosen, p.rejected, g)]
+
+
+def groups_of(samples: Sequence[Sample], members: int = 2) -> list[list[int]]:
+    """The indices of each pair's samples, for `agentrl.batch.plan`, which keeps them together."""
+    if len(samples) % members:
+        raise ValueError(f"{len(samples)} samples do not make groups of {members}")
+    return [list(range(i, i + members)) for i in range(0, len(samples), members)]
 
 
 def pair_scores(
@@ -147,6 +186,24 @@ def suffix_only(pair: Pair) -> Pair:
         return replace(sample, weights=weights)
 
     return replace(pair, chosen=cut(pair.chosen), rejected=cut(pair.rejected))
+
+
+def length_desensitised(pair: Pair, alpha: float) -> Pair:
+    """The pair with weights times `alpha` from where the longer answer goes on alone.
+
+    LD-DPO, arXiv 2409.06411, equation 8: `alpha` 0 reads as many tokens of both, 1 is DPO. Lengths
+    count tokens with a weight.
+    """
+    lengths = [sum(w > 0 for w in s.weights) for s in (pair.chosen, pair.rejected)]
+
+    def damped(sample: Sample) -> Sample:
+        weights, seen = [], 0
+        for w in sample.weights:
+            seen += w > 0
+            weights.append(w * alpha if seen > min(lengths) else w)
+        return replace(sample, weights=weights)
+
+    return replace(pair, chosen=damped(pair.chosen), rejected=damped(pair.rejected))
 
 
 def visit_flip(chosen_visits: int, rejected_visits: int) -> float:

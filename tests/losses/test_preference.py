@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from loss_toys import one_batch, placed, sample, scores, some_values
 
 from agentrl import losses
 from agentrl.batch import collate
+from agentrl.credit import SCHEMES
 from agentrl.errors import ConfigError, DataError
 from agentrl.losses import preference, reference_free
 from agentrl.losses.kto import kto, kto_kl
@@ -289,3 +292,9 @@ def test_every_loss_has_one_unit_and_a_line() -> None:
         if name not in ("tpo", "tpo_l"):
             assert losses.denominator(name, samples) == expected[losses.unit(name)]
     assert losses.denominator("tpo", samples) == 2
+
+
+def test_the_page_lists_every_loss_and_scheme() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "losses.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert sorted(listed) == sorted([*losses.LOSSES, *SCHEMES])

@@ -19,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agentrl import losses
 from agentrl.batch import Batch, collate
 from agentrl.losses import Extras
+from agentrl.losses.pairs import length_desensitised
 from agentrl.train import Scorer
-from agentrl.types import Sample
+from agentrl.types import Pair, Sample
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'agentrl[bench]'")
 
@@ -169,17 +170,20 @@ def test_sft(name) -> None:
     same(out.loss, trl)
 
 
-def dpo_loss(loss_type, weights=None, **attributes):
-    trainer = bare(
+def dpo_trainer(loss_type="sigmoid", weights=None, **attributes):
+    plain = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5}
+    return bare(
         DPOTrainer,
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
         use_weighting=False,
         loss_types=[loss_type] if isinstance(loss_type, str) else loss_type,
         loss_weights=weights or [1.0],
         args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
-        **attributes,
+        **{**plain, **attributes},
     )
+
+
+def dpo_loss(loss_type="sigmoid", weights=None, **attributes):
+    trainer = dpo_trainer(loss_type, weights, **attributes)
     return trainer._compute_loss(POLICY, theirs(rows(), [0, 2, 1, 3]), return_outputs=False)
 
 
@@ -206,6 +210,24 @@ def test_dpo_family(name, loss_type, options) -> None:
     same(out.loss, dpo_loss(loss_type, **options))
 
 
+@pytest.mark.parametrize(
+    ("name", "trl_name"),
+    [("forward_kl", "forward_kl"), ("js", "js_divergence"), ("alpha", "alpha_divergence")],
+)
+@pytest.mark.parametrize(("loss", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_divergences(name, trl_name, loss, loss_type) -> None:
+    out = losses.make(loss, divergence=name)(*ours(rows()), 2)
+    same(out.loss, dpo_loss(loss_type, f_divergence_type=trl_name))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_length_desensitised(alpha) -> None:
+    samples = rows()
+    pairs = [Pair(samples[i], samples[i + 1]) for i in (0, 2)]
+    damped = losses.samples_of([length_desensitised(p, alpha) for p in pairs])
+    same(losses.get("dpo")(*ours(damped), 2).loss, dpo_loss(ld_alpha=alpha))
+
+
 def test_rpo_as_trl_mixes_it() -> None:
     """`["sigmoid", "sft"]` with weights 1 and c: our eta = c on the mean over chosen tokens."""
     out = losses.make("rpo", beta=0.1, eta=0.7, chosen_tokens=6.0)(*ours(rows()), 2)
@@ -214,15 +236,7 @@ def test_rpo_as_trl_mixes_it() -> None:
 
 def test_dpo_metrics() -> None:
     out = losses.get("dpo")(*ours(rows()), 2)
-    trainer = bare(
-        DPOTrainer,
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
-        use_weighting=False,
-        loss_types=["sigmoid"],
-        loss_weights=[1.0],
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
-    )
+    trainer = dpo_trainer()
     trainer._compute_loss(POLICY, theirs(rows(), [0, 2, 1, 3]), return_outputs=False)
     (logged,) = trainer._metrics["train"]["rewards/margins"]
     assert out.metrics["margin"].item() * 0.1 == pytest.approx(logged, abs=1e-5)
@@ -323,6 +337,21 @@ def test_kto() -> None:
     assert trainer._metrics["train"]["kl"] == [pytest.approx(kl, abs=1e-5)]
     loss = losses.make("kto", desirable=desirable, kl=kl, undesirable_weight=1.3)
     same(loss(*ours(samples), 4).loss, trl)
+
+
+def test_unpaired_apo_is_kto_without_a_reference_point() -> None:
+    desirable = [True, False, False, True]
+    trainer = bare(
+        KTOTrainer,
+        loss_type="apo_zero_unpaired",
+        calculate_KL=False,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+    )
+    inputs = {**theirs(rows()), "label": torch.tensor(desirable)}
+    trl = trainer._compute_loss(POLICY, inputs, return_outputs=False)
+    same(losses.make("kto", desirable=desirable, kl=0.0)(*ours(rows()), 4).loss, trl)
 
 
 ADVANTAGES = [1.2, -0.4, -1.1, 0.6]
