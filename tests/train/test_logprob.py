@@ -23,7 +23,7 @@ from transformers import (
 
 from agentrl.batch import collate
 from agentrl.errors import ConfigError
-from agentrl.logprob import Head, linear_logprobs, read_head
+from agentrl.logprob import Head, linear_kl, linear_logprobs, read_head
 from agentrl.train.scorer import Scorer, head_fault, layout_fault
 
 SMALL: dict[str, Any] = {
@@ -236,3 +236,103 @@ def test_state_space_models_are_known_to_leak_between_packed_samples() -> None:
     assert "other samples in the row" in fault or "refuses such rows" in fault
     assert head_fault(model) is None
     assert model.training
+
+
+def heads(case: str, width: int = 8) -> Head:
+    torch.manual_seed(3)
+    weight, bias = torch.randn(31, width), torch.randn(31)
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "scaled": {"scale": 0.3},
+        "capped": {"scale": 1.7, "softcap": 2.0, "bias_V": bias.requires_grad_()},
+    }
+    return Head(weight.requires_grad_(), **options[case])
+
+
+def whole_logits(hidden_ND, head: Head):
+    logits_NV = head.scale * (
+        hidden_ND @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
+    )
+    return logits_NV if head.softcap is None else head.softcap * (logits_NV / head.softcap).tanh()
+
+
+def leaves(hidden_ND, head: Head) -> list[torch.Tensor]:
+    return [t for t in (hidden_ND, head.weight_VD, head.bias_V) if t is not None]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("case", ["plain", "scaled", "capped"])
+@pytest.mark.parametrize("truth", ["up to a factor", "wrong", "wrong where 0", "with entropy"])
+def test_known_slopes_change_no_gradient(chunk, case, truth) -> None:
+    """Right slopes give the same gradients from the forward pass; wrong ones are not believed."""
+    head = heads(case)
+    hidden = torch.randn(20, 8, requires_grad=True)
+    targets, up = torch.randint(31, (20,)), torch.randn(20)
+    up[4] = 0.0
+    slopes = -3.0 * up if truth != "wrong" else torch.randn(20)
+    if truth == "wrong where 0":
+        slopes[4] = 1.0
+    entropy = truth == "with entropy"
+    up_entropy = torch.randn(20) if entropy else torch.zeros(20)
+
+    def run(slopes_N):
+        logprobs, entropies = linear_logprobs(
+            hidden, targets, head, entropy=entropy, slopes_N=slopes_N, chunk=chunk
+        )
+        total = (logprobs * up + entropies * up_entropy).sum()
+        return logprobs, torch.autograd.grad(total, leaves(hidden, head))
+
+    (logprobs, grads), (wanted_logprobs, wanted) = run(slopes), run(None)
+    torch.testing.assert_close(logprobs, wanted_logprobs, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_right_slopes_save_the_second_pass(monkeypatch) -> None:
+    """The head's logits are made once with them, twice without."""
+    from agentrl import logprob
+
+    made = []
+    of = logprob._Logits.of
+    monkeypatch.setattr(
+        logprob._Logits, "of", lambda self, part: (made.append(1), of(self, part))[1]
+    )
+    head, hidden = heads("plain"), torch.randn(20, 8, requires_grad=True)
+    targets = torch.randint(31, (20,))
+    for slopes, passes in ((torch.ones(20), 1), (None, 2), (torch.arange(20.0), 2)):
+        made.clear()
+        linear_logprobs(hidden, targets, head, slopes_N=slopes, chunk=5)[0].mean().backward()
+        assert len(made) == 4 * passes
+    with torch.no_grad():
+        made.clear()
+        linear_logprobs(hidden, targets, head, slopes_N=torch.ones(20), chunk=5)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("case", ["plain", "scaled", "capped"])
+def test_kl_equals_that_of_whole_logits(chunk, case) -> None:
+    head = heads(case)
+    torch.manual_seed(4)
+    hidden, ref_hidden = torch.randn(20, 8, requires_grad=True), torch.randn(20, 5)
+    ref_head, up = Head(torch.randn(31, 5), torch.randn(31), 0.5), torch.randn(20)
+    log_p = whole_logits(hidden, head).log_softmax(-1)
+    log_q = whole_logits(ref_hidden, ref_head).log_softmax(-1)
+    wanted = (log_p.exp() * (log_p - log_q)).sum(-1)
+    wanted_grads = torch.autograd.grad((wanted * up).sum(), leaves(hidden, head))
+    found = linear_kl(hidden, head, ref_hidden, ref_head, chunk=chunk)
+    grads = torch.autograd.grad((found * up).sum(), leaves(hidden, head))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_kl_from_itself_is_nothing_and_pulls_nowhere() -> None:
+    head, hidden = heads("capped"), torch.randn(6, 8, requires_grad=True)
+    kl = linear_kl(hidden, head, hidden, head)
+    kl.sum().backward()
+    torch.testing.assert_close(kl, torch.zeros(6), atol=1e-6, rtol=0)
+    torch.testing.assert_close(hidden.grad, torch.zeros(6, 8), atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="a vocabulary of 31, the reference of 9"):
+        linear_kl(hidden, head, hidden, Head(torch.randn(9, 8)))
+    assert not linear_kl(hidden.detach()[:0], head, hidden[:0], head).numel()
