@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from agentrl.batch import Batch
+from agentrl.batch import Batch, Layout
 from agentrl.errors import ConfigError
 from agentrl.logprob import bare_model
 from agentrl.trie import Trie
@@ -84,12 +84,12 @@ def _listed(chosen_KK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def tree_attention(model: nn.Module) -> Iterator[None]:
-    """FlexAttention inside the block where the model is on a GPU and has it; as before after it."""
+def tree_attention(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """FlexAttention inside the block, for trees where the model is on a GPU and has it."""
     bare = bare_model(model)
     before = bare.config._attn_implementation
-    on_gpu = next(bare.parameters()).device.type == "cuda"
-    if not on_gpu or before == "flex_attention" or not bare._supports_flex_attn:
+    wanted = layout == "tree" and next(bare.parameters()).device.type == "cuda"
+    if not wanted or before == "flex_attention" or not bare._supports_flex_attn:
         yield
         return
     bare.set_attn_implementation("flex_attention")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl import losses
-from agentrl.batch import Layout, Rows, check_samples, collate, plan, trainable_weight
+from agentrl.batch import Batch, Layout, Rows, check_samples, collate, plan, trainable_weight
 from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.errors import ConfigError
 from agentrl.logprob import bare_model, read_head
@@ -106,8 +106,7 @@ def train(
             if start:
                 store.load(start, model, optimizer, fingerprint)
         stack.enter_context(_training_mode(model, config.grad_checkpointing))
-        if layout == "tree":
-            stack.enter_context(tree_attention(model))
+        stack.enter_context(tree_attention(model, layout))
         show = stack.enter_context(_display(len(steps), start, config.log_every, progress))
         for step in range(start, len(steps)):
             clock = time.perf_counter()
@@ -174,7 +173,8 @@ def _accumulate(
         batch = collate(picked, micro, tree=layout == "tree").to(device)
         computed += batch.computed
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
-            logprobs_BT = scorer(batch).logprobs_BT
+            slopes_BT = known_slopes(loss, batch, denominator)
+            logprobs_BT = scorer(batch, slopes_BT=slopes_BT).logprobs_BT
         out = loss(logprobs_BT, batch, denominator)
         out.loss.backward()  # type: ignore[no-untyped-call]
         for name, part in {"loss": out.loss.detach(), **out.metrics}.items():
@@ -194,6 +194,22 @@ def _accumulate(
     tokens = sum(len(s.token_ids) for s in picked)
     counts = {"samples": len(picked), "tokens": tokens, "tokens_computed": computed}
     return {**sums, **counts, "weight": denominator}
+
+
+def known_slopes(loss: losses.Loss, batch: Batch, denominator: float) -> Tensor | None:
+    """The derivative [B, T] of `loss` by the log-probabilities, where it does not depend on them.
+
+    So for losses that are linear in them (weighted likelihood, on-policy gradients), which lets
+    the head make its gradients in the forward pass. Found by asking at two places; a loss that is
+    only linear between these is caught in the backward pass (`linear_logprobs`).
+    """
+    found = []
+    for value in (-1.0, -4.0):
+        at_BT = torch.full_like(batch.weights_BT, value).requires_grad_()
+        out = loss(at_BT, batch, denominator).loss
+        found.append(torch.autograd.grad(out, at_BT, allow_unused=True)[0])
+    one_BT, other_BT = found
+    return one_BT if one_BT is not None and torch.equal(one_BT, other_BT) else None
 
 
 def _clip(model: nn.Module, clip: float | None, step: int, chosen: Sequence[int]) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.batch import Batch, Layout, collate
-from agentrl.logprob import bare_model, linear_logprobs, read_head
+from agentrl.logprob import Head, bare_model, linear_kl, linear_logprobs, read_head
 from agentrl.train.attention import model_inputs, window
 from agentrl.types import Sample
 
@@ -28,6 +28,8 @@ class Scores:
 
     logprobs_BT: Tensor
     entropy_BT: Tensor | None = None
+    kl_BT: Tensor | None = None
+    """KL(model || reference) of the distribution that predicts each token, exact"""
 
 
 class Scorer(nn.Module):
@@ -51,23 +53,38 @@ class Scorer(nn.Module):
         return hidden_BTD
 
     def forward(
-        self, batch: Batch, *, entropy: bool = False, input_ids_BT: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        entropy: bool = False,
+        slopes_BT: Tensor | None = None,
+        reference: tuple[Tensor, Head] | None = None,
+        input_ids_BT: Tensor | None = None,
     ) -> Scores:
         """Log-probabilities [B, T] of the batch's own tokens where its weight is not 0.
 
-        `input_ids_BT`: what the model reads instead of them (`agentrl.losses.masked`), not with a
-        trie.
+        `slopes_BT`: the loss's derivative by each of them where it is known beforehand, which
+        saves work (see `linear_logprobs`). `reference`: the reference's `hidden` of the same
+        batch with its head, to get the divergence from it. `input_ids_BT`: what the model reads
+        instead of the batch's tokens (`agentrl.losses.masked`), not with a trie.
         """
         read = batch if input_ids_BT is None else replace(batch, input_ids_BT=input_ids_BT)
-        hidden_MD = self.hidden(read).flatten(0, 1)
-        scored = _scored(batch)
+        scored, head = _scored(batch), read_head(self.model)
+        hidden_ND = scored.rows(self.hidden(read))
         logprobs_N, entropy_N = linear_logprobs(
-            hidden_MD.index_select(0, scored.before_N),
+            hidden_ND,
             scored.targets_N,
-            read_head(self.model),
+            head,
             entropy=entropy,
+            slopes_N=None if slopes_BT is None else scored.sums(slopes_BT),
         )
-        return Scores(scored.spread(logprobs_N), scored.spread(entropy_N) if entropy else None)
+        kl_BT = None
+        if reference is not None:
+            ref_hidden_BTD, ref_head = reference
+            kl_N = linear_kl(hidden_ND, head, scored.rows(ref_hidden_BTD), ref_head)
+            kl_BT = scored.spread(kl_N)
+        entropy_BT = scored.spread(entropy_N) if entropy else None
+        return Scores(scored.spread(logprobs_N), entropy_BT, kl_BT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +98,15 @@ class _Scored:
     """bool: which of the loss's tokens have a weight"""
     of_W: Tensor
     """for each of these its place among the N"""
+
+    def rows(self, hidden_BTD: Tensor) -> Tensor:
+        """[N, D]: the hidden states that predict the scored tokens."""
+        return hidden_BTD.flatten(0, 1).index_select(0, self.before_N)
+
+    def sums(self, values_BT: Tensor) -> Tensor:
+        """[N]: values of the loss's tokens, added up where these are one token of the model."""
+        zeros_N = values_BT.new_zeros(len(self.targets_N))
+        return zeros_N.index_add(0, self.of_W, values_BT[self.where_BT])
 
     def spread(self, values_N: Tensor) -> Tensor:
         """Values of the scored tokens at all of their places in [B, T], 0 elsewhere."""
@@ -127,7 +153,7 @@ def layout_fault(model: nn.Module, layout: Layout, longest: int) -> str | None:
         return f"some of its layers see {sees} tokens back, the longest sample has {longest}"
     with _quiet(model) as (device, vocab_size, tolerance):
         scorer = Scorer(model)
-        samples = _probes(vocab_size)
+        samples = probes(vocab_size)
         try:
             alone = [scorer.hidden(collate([s], [[0]]).to(device))[0] for s in samples]
             found = _hidden_of_samples(scorer, samples, layout, device)
@@ -152,7 +178,7 @@ def _hidden_of_samples(
     return [hidden[batch.segment_ids_BT == segment] for segment in everyone]
 
 
-def _probes(vocab_size: int) -> list[Sample]:
+def probes(vocab_size: int) -> list[Sample]:
     """Samples of which some share a beginning, one is another's, and one stands alone."""
     first, second, third, other = (list(_probe(vocab_size, 7, i).token_ids) for i in range(4))
     paths = [first + second, first + third, [*first, *second, *other], first, other + first]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ def choose_layout(
     longest = max(len(s.token_ids) for s in samples)
 
     def fault_of(layout: Layout) -> str | None:
-        with tree_attention(model) if layout == "tree" else nullcontext():
+        with tree_attention(model, layout):
             return None if layout == "padded" else layout_fault(model, layout, longest)
 
     if config.layout != "auto":
