@@ -19,14 +19,15 @@ from sandboxes.metrics import Clock
 from sandboxes.pool import Gate, default_turns
 from sandboxes.remote import caps
 from sandboxes.remote.access import TOKEN_VARIABLE, Tokens, is_loopback
-from sandboxes.remote.server import Server
+from sandboxes.remote.server import Server, log
 from sandboxes.rpc.service import Service
 
 PORT = 8400
 _BACKLOG = 1024
 _KEEPALIVE_S = 75.0  # longer than the client's, so that it is never the server that hangs up
 _PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-_log = logging.getLogger("agentrl.sandbox.serve")
+_noise = logging.getLogger("agentrl.sandbox.noise")  # what is no HTTP
+_noise.setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ async def serve(box: Sandbox, settings: Settings, ready: Callable[[str], None]) 
         handler_cancellation=True,
         shutdown_timeout=settings.grace_s,
         keepalive_timeout=_KEEPALIVE_S,
-        access_log=_log if settings.verbose else None,
+        access_log=log if settings.verbose else None,
+        logger=_noise,
         access_log_format='%a "%r" %s %b %Tf',
     )
     _allow_descriptors()

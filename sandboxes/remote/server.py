@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +26,8 @@ from sandboxes.rpc import codec, frames
 from sandboxes.rpc.service import Answer, Service
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger("agentrl.sandbox.serve")
 
 # What must work on a server that is busy: short, and with small bodies.
 _LIGHT = frozenset({"hello", "interrupt", "close", "touch"})
@@ -83,10 +86,15 @@ class Server:
         except QueueFull as error:
             self._refused += 1
             return _problem(503, str(error), {"Retry-After": str(_RETRY_S)})
-        except frames.FrameError as error:
+        except (frames.FrameError, web.RequestPayloadError) as error:
             return _problem(400, str(error))
         except TimeoutError:
             return _problem(408, f"the body took longer than {_TRANSFER_S:g} s")
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception:
+            log.exception("a request to %s failed", request.path)
+            return _problem(500, "the server failed; its log says why")
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         capabilities = self.service.box.capabilities

@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -66,15 +67,17 @@ def serving(*options: str, token: str = TOKEN, port: int = 0) -> Iterator[Servin
     """A server that ends with the block: tidily, and with all its processes."""
     command = [sys.executable, "-m", "agentrl", "sandbox", "serve", "--port", str(port), *options]
     env = {**os.environ, "AGENTRL_SANDBOX_TOKEN": token}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=env
+        ) as process,
+    ):
         try:
             assert process.stdout
-            assert process.stderr
             line = process.stdout.readline()
             if not line:
-                error = process.stderr.read()
+                error = _text(log)
                 assert "isolat" in error, error
                 pytest.skip(f"no isolation on this machine: {error}")
             started = Serving(process, line.split()[-1])
@@ -84,11 +87,16 @@ def serving(*options: str, token: str = TOKEN, port: int = 0) -> Iterator[Servin
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
                 assert process.wait(20) == 0
-                said = process.stdout.read() + process.stderr.read()
-                assert TOKEN not in said
+                said = process.stdout.read() + _text(log)
+                assert not said, said[:3000]
             assert not psutil.wait_procs(below, timeout=5)[1]
         finally:
             process.kill()
+
+
+def _text(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()
 
 
 def client(*servers: Serving, token: str = TOKEN, **options: Any) -> RemoteSandbox:

@@ -29,6 +29,7 @@ from sandboxes.rpc import frames
 
 OTHER = "the-token-of-somebody-else"
 LOOP = "while True: pass"
+SQUARE = [{"call": "f", "args": [3], "expect": 9}]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,16 @@ def test_large_files_and_outputs_arrive_whole(go: Go, server):
             with pytest.raises(ValueError, match="takes at most"):
                 await session.write_file("larger", bytes(100 << 20))
             assert (await session.run("1")).value == "1"
+
+    go(play())
+
+
+def test_it_judges(go: Go, server):
+    async def play():
+        async with client(server) as box:
+            right = await box.judge("def f(x): return x * x", SQUARE, mode="call")
+            wrong = await box.judge("def f(x): return x + x", SQUARE, mode="call")
+            assert (right.passed, wrong.passed, wrong.infra) == (True, False, False)
 
     go(play())
 
@@ -146,7 +157,7 @@ def test_the_token_does_not_reach_the_code(go: Go, server):
     assert TOKEN not in result.stdout
 
 
-def test_a_client_gets_what_the_server_allows(go: Go):
+def test_a_client_gets_what_the_server_allows(go: Go, tmp_path):
     async def play(server):
         async with client(server) as box:
             assert (box.limits.memory_mb, box.limits.wall_s) == (200, 2)
@@ -160,7 +171,9 @@ def test_a_client_gets_what_the_server_allows(go: Go):
         async with client(server, memory_mb=100, wall_s=1, cpu_s=600) as box:
             assert (await box.run("print(1)")).stdout == "1\n"
 
-    with serving("memory_mb=200", "wall_s=2") as server:
+    file = tmp_path / "tokens.txt"
+    file.write_text(f"# of the cluster\n{OTHER}\n\n{TOKEN}\n")
+    with serving("memory_mb=200", "wall_s=2", f"--token-file={file}", token="") as server:
         go(play(server))
 
 
@@ -280,7 +293,7 @@ def test_garbage_is_answered(server, op, parts):
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=300), st.booleans())
 def test_bytes_that_are_no_http(server, data, begun):
-    start = f"POST /call/open HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+    start = f"POST /call/open HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
         wire.sendall(start * begun + data)
         wire.shutdown(socket.SHUT_WR)
