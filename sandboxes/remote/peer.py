@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import aiohttp
 
-from agentrl.errors import ConfigError, SandboxError
+from agentrl.errors import AgentRLWarning, ConfigError, SandboxError
 from agentrl.interfaces import Capabilities
 from agentrl.types import Limits
 from sandboxes.remote import bodies
@@ -172,9 +173,12 @@ class Peer:
         """Count a look in vain; True if the server is taken to be down."""
         self._misses += 1
         self.error = found
+        was = self.state
         if self._misses > 1 or not self._known or isinstance(cause, aiohttp.ClientConnectorError):
             self.state = "down"
             self._known = False
+        if was != self.state == "down":
+            warnings.warn(f"lost a sandbox server: {found}", AgentRLWarning, stacklevel=2)
         return self.state == "down"
 
     async def _meet(self) -> None:

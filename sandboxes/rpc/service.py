@@ -95,7 +95,11 @@ class Service:
         limits: Mapping[str, Any] | None = None,
         profile: str | None = None,
     ) -> Answer:
-        """The client chooses the name, so that it can close what it got no answer about."""
+        """The client chooses the name, so that it can close, or open again, what it got no answer
+        about."""
+        known = self._sessions.get(session)
+        if known is not None and known.owner == owner:
+            return {}, []
         if self.full:
             raise SandboxError(f"{self.most_sessions} sessions are open: close some, or serve more")
         if not _NAME.fullmatch(session) or session in self._sessions or session in self._opening:

@@ -27,6 +27,8 @@ from agentrl.types import Limits
 from sandboxes.remote import access, caps
 from sandboxes.rpc import frames
 
+pytestmark = pytest.mark.filterwarnings("ignore:lost a sandbox server")
+
 OTHER = "the-token-of-somebody-else"
 LOOP = "while True: pass"
 SQUARE = [{"call": "f", "args": [3], "expect": 9}]
@@ -456,7 +458,8 @@ def test_a_server_that_hangs_is_noticed(go: Go):
             task = asyncio.create_task(session.run(LOOP))
             await until(lambda: server.health()["running"] == 1)
             server.process.send_signal(signal.SIGSTOP)
-            result = await asyncio.wait_for(task, 10)
+            with pytest.warns(UserWarning, match="lost a sandbox server: .* does not answer"):
+                result = await asyncio.wait_for(task, 10)
             assert result.status == "infra"
             assert "does not answer" in result.detail
             with pytest.raises(SandboxError):

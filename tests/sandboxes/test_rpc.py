@@ -154,6 +154,18 @@ def test_sessions_answer_to_their_owner_only(go: Go):
     go(play())
 
 
+def test_opening_again_what_was_not_answered(go: Go):
+    async def play():
+        async with near() as (fleet, _), ServedSession(fleet, Limits()) as session:
+            await fleet.call("open", {"session": session._name})
+            assert fleet.service.sessions == 1
+            with pytest.raises(ConfigError, match="random"):
+                await Near(fleet.service, "somebody else").call("open", {"session": session._name})
+            assert (await session.run("1")).value == "1"
+
+    go(play())
+
+
 def test_a_service_that_went_away_is_infra(go: Go):
     async def play():
         async with near() as (fleet, _), ServedSession(fleet, Limits()) as session:
