@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.errors import AgentRLError
 from sandboxes import languages
 from sandboxes.embedded import EmbeddedSandbox, cgroups, jail
-from sandboxes.embedded.inside import kernel
+from sandboxes.embedded.inside import landlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def _examine() -> Report:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "user": "root" if os.geteuid() == 0 else "unprivileged",
-        "landlock": str(kernel.landlock_abi()) if platform.system() == "Linux" else "none",
+        "landlock": str(landlock.abi()) if platform.system() == "Linux" else "none",
     }
     reasons: list[str] = []
     place, why = cgroups.detect() if platform.system() == "Linux" else (None, "not Linux")

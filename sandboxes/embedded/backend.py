@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from agentrl.errors import ConfigError, IsolationError, SandboxError, unknown
+from agentrl.errors import AgentRLWarning, ConfigError, IsolationError, SandboxError, unknown
 from agentrl.interfaces import Capabilities
 from agentrl.types import ExecResult, Limits, Verdict
 from sandboxes import languages
-from sandboxes.embedded import cgroups, profiles
+from sandboxes.embedded import cgroups, profiles, uids
 from sandboxes.embedded.handle import Handle
 from sandboxes.embedded.plan import limits_of
 from sandboxes.embedded.profiles import Profile
 from sandboxes.embedded.results import of_full_queue
 from sandboxes.embedded.session import EmbeddedSession
 from sandboxes.embedded.supply import Supply
+from sandboxes.embedded.zygote import Zygote
 from sandboxes.judge import judge
 from sandboxes.metrics import Meter, Metrics
 from sandboxes.pool import QUEUE, Gate, QueueFull, default_turns
 
-ISOLATION = ("auto", "namespaces", "none")
+ISOLATION = ("auto", "namespaces", "uid", "none")
+JAILS = ("bubblewrap", "container")
 _LOOK_S = 30.0  # between two looks for sessions that nobody uses
 
 
@@ -45,10 +48,15 @@ class EmbeddedSandbox:
         queue: int = QUEUE,
         ttl_s: float = 3600.0,
         recycle: int = 10_000,
+        jail: str = "bubblewrap",
         **changes: Any,
     ) -> None:
-        """`isolation`: "auto" and "namespaces" refuse to run without isolation, "none" runs code as
-        this user without any. `spares` sessions of each profile are kept ready.
+        """`isolation`: "namespaces" gives every session namespaces of its own, "uid" (root only) a
+        user of its own; "auto" is "namespaces", or where they are not possible "uid" with a
+        warning. Each refuses to run without isolation; "none" runs code as this user without any.
+        `jail`: "container" says that this process is in a container made for it: sessions then see
+        its files and packages, without bubblewrap. `spares` sessions of each profile are kept
+        ready.
 
         At most `max_running` (16 a core unless given) executions run at once, `queue` more wait in
         line, their time limits not running; any number of sessions may be open. A session that
@@ -59,6 +67,8 @@ class EmbeddedSandbox:
         """
         if isolation not in ISOLATION:
             raise unknown("isolation", isolation, ISOLATION)
+        if jail not in JAILS:
+            raise unknown("jail", jail, JAILS)
         if spares < 0:
             raise ConfigError(f"spares must be at least 0, not {spares}")
         if recycle < 1 or not ttl_s > 0:
@@ -66,7 +76,9 @@ class EmbeddedSandbox:
         self.limits = limits_of(limits, changes)
         self.profile = profiles.find(profile)
         self.capabilities = Capabilities("embedded", "", False, False, ())
-        self._tier = "none" if isolation == "none" else "namespaces"
+        self._tier = "namespaces" if isolation == "auto" else isolation
+        self._may_fall_back = isolation == "auto"
+        self._container = jail == "container"
         self._spares = spares
         self._recycle = recycle
         self._ttl_s = ttl_s
@@ -88,18 +100,8 @@ class EmbeddedSandbox:
         if not sys.platform.startswith("linux"):
             raise IsolationError("the embedded sandbox needs Linux")
         place, reason = await asyncio.to_thread(cgroups.detect)
-        self._supply = Supply(
-            self._tier,
-            place,
-            self.limits,
-            self._meter,
-            spares=self._spares,
-            recycle=self._recycle,
-        )
         try:
-            zygote = await self._supply.zygote(self.profile)
-            first = await self._supply.make(self.profile, self.limits)
-            await first.close()
+            supply, zygote = await self._first_zygote(place)
         except BaseException:
             await self.close()
             raise
@@ -114,9 +116,45 @@ class EmbeddedSandbox:
             languages=languages.available(),
             detail="; ".join(details),
         )
-        self._supply.spares(self.profile).fill()
+        supply.spares(self.profile).fill()
         self._reaper = asyncio.get_running_loop().create_task(self._reap())
         return self
+
+    async def _first_zygote(self, place: cgroups.Hierarchy | None) -> tuple[Supply, Zygote]:
+        """Where sessions come from, and a zygote whose first session works: of the next tier if
+        this one is not possible and another is allowed."""
+        self._supply = supply = Supply(
+            self._tier,
+            place,
+            self.limits,
+            self._meter,
+            spares=self._spares,
+            recycle=self._recycle,
+            container=self._container,
+        )
+        try:
+            zygote = await supply.zygote(self.profile)
+            await self._try(supply)
+            return supply, zygote
+        except IsolationError as error:
+            if not self._may_fall_back or uids.why_not() is not None:
+                raise
+            self._may_fall_back = False
+            self._tier = "uid"
+            await supply.close()
+            message = f"sessions are users of their own, not namespaces (isolation 'uid'): {error}"
+            warnings.warn(message, AgentRLWarning, stacklevel=3)
+            return await self._first_zygote(place)
+
+    async def _try(self, supply: Supply) -> None:
+        """Open a session and close it. Raises IsolationError if that fails."""
+        try:
+            first = await supply.make(self.profile, self.limits)
+        except SandboxError as error:
+            if self._tier == "none":
+                raise
+            raise IsolationError(f"no isolation by {self._tier} here: {error}") from error
+        await first.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()

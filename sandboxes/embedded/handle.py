@@ -75,11 +75,14 @@ class Handle:
         self.worker_pid = 0
         self.group: cgroups.Group | None = None
         self.work = "/work"
+        self.uid: int | None = None
+        self.over: str | None = None  # of what it had too much, if that ended it
         self._pidfd = -1
         self._worker_pidfd = -1
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._busy = True
+        self._emptied = asyncio.Event()  # the other end of `facts` is closed
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.facts: socket.socket
@@ -119,13 +122,19 @@ class Handle:
         try:
             if self.zygote.tier == "none":
                 self.work = tempfile.mkdtemp(prefix="agentrl-")
+            elif self.zygote.block is not None:
+                self.uid, self.work = self.zygote.block.take()
             family = self.zygote.family
             if family is not None:
                 memory = int(self.limits.memory_mb * (1 << 20))
                 self.group = family.group(memory, self.limits.pids)
                 theirs += self.group.entrances()
             order = plan.order_of(
-                self.limits, cgroup=family is not None, work=self.work, warm=self._warm
+                self.limits,
+                cgroup=family is not None,
+                work=self.work,
+                warm=self._warm,
+                uid=self.uid,
             )
             await self.zygote.spawn(order, theirs)
         finally:
@@ -177,8 +186,12 @@ class Handle:
         if message is None:
             self._loop.remove_reader(self.facts)
             self._mark_dead("its zygote died" if self.zygote.dead else "its first process ended")
+            self._emptied.set()
             self._push(Gone())
             return
+        if "over" in message:
+            self.over = message["over"]
+            self.kill(f"the session had {self.over}")
         if "ready" in message:
             self._pidfd, self._worker_pidfd = fds
             self.pid = _pid_of(self._pidfd)
@@ -304,6 +317,8 @@ class Handle:
 
     async def _close(self) -> None:
         start = time.monotonic()
+        if self.uid is not None:
+            await self._free_user()
         for name in ("facts", "claims"):
             sock = getattr(self, name, None)
             if sock is not None:
@@ -322,10 +337,20 @@ class Handle:
             self._pidfd = -1
         if self.group is not None:
             await self.group.remove()
-        if self.work != "/work":
+        if self.zygote.tier == "none" and self.work != "/work":
             shutil.rmtree(self.work, ignore_errors=True)
         self._push(Gone())
         self._freed(self, time.monotonic() - start)
+
+    async def _free_user(self) -> None:
+        """Wait until the zygote has ended the processes of the session's user."""
+        assert self.uid is not None
+        assert self.zygote.block is not None
+        with contextlib.suppress(OSError):
+            self.facts.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._emptied.wait(), _END_S)
+            self.zygote.block.give_back(self.uid)
 
     async def _wait_gone(self) -> None:
         gone = self._loop.create_future()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.resources
 import io
 import os
 import shutil
@@ -11,8 +12,10 @@ import sysconfig
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agentrl.errors import IsolationError
+from sandboxes.embedded import inside
 from sandboxes.embedded.inside.launch import STAGE
 from sandboxes.embedded.profiles import Profile
 
@@ -66,10 +69,11 @@ def find_bwrap() -> str:
     return os.path.realpath(found)
 
 
-def environment(python: Interpreter, site: str, home: str) -> dict[str, str]:
-    """All environment variables of sessions. Nothing of the host's is passed on."""
+def environment(prefix: str, site: str, home: str) -> dict[str, str]:
+    """All environment variables of sessions, whose interpreter's prefix is `prefix`. Nothing of the
+    host's is passed on."""
     variables = {
-        "PATH": f"{python.inside}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": home,
         "TMPDIR": home,
         "LANG": "C.UTF-8",
@@ -82,8 +86,8 @@ def environment(python: Interpreter, site: str, home: str) -> dict[str, str]:
     }
     for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
         variables[f"{library}_NUM_THREADS"] = "1"
-    if sysconfig.get_config_var("Py_ENABLE_SHARED") and python.inside == _PYTHON:
-        variables["LD_LIBRARY_PATH"] = f"{python.inside}/lib"
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and prefix != interpreter().prefix:
+        variables["LD_LIBRARY_PATH"] = f"{prefix}/lib"
     return variables
 
 
@@ -174,11 +178,17 @@ class Jail:
 
     def code(self) -> str:
         """What runs inside, as an archive that has no name in the jail; its path there."""
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as bundle:
-            for path in sorted(_INSIDE.glob("*.py")):
-                bundle.write(path, f"inside/{path.name}")
-        return f"/proc/self/fd/{self.hold(archive.getvalue())}"
+        return f"/proc/self/fd/{self.hold(archive())}"
+
+
+def archive() -> bytes:
+    """The package `inside` as a zip file."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as bundle:
+        for source in importlib.resources.files(inside).iterdir():
+            if source.name.endswith(".py"):
+                bundle.writestr(f"inside/{source.name}", source.read_bytes())
+    return content.getvalue()
 
 
 def build(profile: Profile, control: int, *, staged: bool) -> tuple[Jail, list[str]]:
@@ -203,10 +213,18 @@ def build(profile: Profile, control: int, *, staged: bool) -> tuple[Jail, list[s
     head = [bwrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session"]
     head += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-add", "ALL"]
     head.append("--clearenv")
-    for name, value in environment(python, SITE, "/tmp").items():
+    for name, value in environment(python.inside, SITE, "/tmp").items():
         head += ["--setenv", name, value]
     executable = f"{python.inside}/{python.executable}"
     return jail, [*head, *jail.args, "--", executable, *command]
+
+
+def plan(profile: Profile, control: int) -> tuple[dict[str, Any], list[int]]:
+    """The launcher's plan, and the descriptors that it inherits and the caller closes. Raises what
+    `build` raises."""
+    uid = jail_uid()
+    jail, argv = build(profile, control, staged=uid is not None)
+    return {"uid": uid, "stage": jail.stage, "argv": argv, "env": {}, "users": None}, jail.data
 
 
 def _reachable(jail: Jail, bwrap: str) -> str:

@@ -13,6 +13,7 @@ from agentrl.types import Limits
 _FIELDS = tuple(f.name for f in dataclasses.fields(Limits))
 _OPTIONS = (
     "limits", "isolation", "profile", "spares", "max_running", "queue", "ttl_s", "recycle",
+    "jail",
 )  # fmt: skip
 
 
@@ -37,9 +38,11 @@ def display_bytes(limits: Limits) -> int:
     return int(min(limits.download_bytes, limits.disk_mb * (1 << 20)))
 
 
-def order_of(limits: Limits, *, cgroup: bool, work: str, warm: bool) -> dict[str, Any]:
-    """What the zygote is told about a session: its limits, its directory `work`, and whether it is
-    to warm up before it is ready."""
+def order_of(
+    limits: Limits, *, cgroup: bool, work: str, warm: bool, uid: int | None
+) -> dict[str, Any]:
+    """What the zygote is told about a session: its limits, its directory `work`, whether it is to
+    warm up before it is ready, and its user if it has one of its own."""
     return {
         "memory_bytes": int(limits.memory_mb * (1 << 20)),
         "disk_bytes": int(limits.disk_mb * (1 << 20)),
@@ -52,4 +55,5 @@ def order_of(limits: Limits, *, cgroup: bool, work: str, warm: bool) -> dict[str
         "cgroup": cgroup,
         "work": work,
         "warm": warm,
+        "uid": uid,
     }

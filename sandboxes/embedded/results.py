@@ -131,6 +131,8 @@ def _status(call: Call, ending: Ending) -> tuple[ExecStatus, str]:
         return "tampered", f"the code spoke for the interpreter: {ending.tampered}"
     if call.flooded:
         return "output_limit", f"more than {call.limits.output_kill_bytes} bytes of output"
+    if call.handle.over:
+        return "output_limit", call.handle.over
     if call.out_of_memory or call.oom_kills > 0:
         return "oom", f"more than {call.limits.memory_mb} MiB of memory"
     if call.out_of_cpu:

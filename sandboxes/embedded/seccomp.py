@@ -2,7 +2,9 @@
 
 Everything is allowed but what escapes, spies or speaks to rarely tested corners of the kernel:
 tracing, namespaces, mounts, io_uring, BPF, keyrings, modules, clocks, sockets other than unix and
-internet ones, and other system-call tables (32-bit, x32).
+internet ones, and other system-call tables (32-bit, x32). Sessions that share the machine's
+network and kernel objects (tier `uid`) are denied all sockets but pairs, and what others could
+open by a name.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ _JUMP = 0x05
 _EQUAL = 0x15
 _GREATER_EQUAL = 0x35
 _ANY_BIT = 0x45
+_AND = 0x54  # A &= k
 _RETURN = 0x06
 
 _NR, _ARCH = 0, 4
@@ -111,11 +114,23 @@ _UNMAPPED: dict[str, tuple[int, int]] = {
     "msgget": (68, 186),
     "shmget": (29, 194),
 }
+# What sessions without namespaces of their own could meet through.
+_NAMED: dict[str, tuple[int, int | None]] = {
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "mq_open": (240, 180),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "shmget": (29, 194),
+    "socket": (41, 198),
+}
 _CLONE = (56, 220)
 _IOCTL = (16, 29)
 _PERSONALITY = (135, 92)
 _PRLIMIT = (302, 261)
 _SOCKETS = ((41, 198), (53, 199))  # socket, socketpair
+_SOCKET_TYPE = 0xF  # the rest are flags
+_DATAGRAM = 2  # a pair of these can still send to any address
 
 
 def _op(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
@@ -163,11 +178,19 @@ def _search(steps: list[tuple[int, bytes]]) -> bytes:
     return _op(_GREATER_EQUAL, steps[middle][0], len(below) // 8, 0) + below + above
 
 
-def build(*, unmapped_memory: bool, machine: str = "") -> bytes:
+def _pairs() -> bytes:
+    """Unix pairs only, of the types that cannot send elsewhere."""
+    deny = _deny(errno.EACCES)
+    code = _argument(0) + _op(_EQUAL, _SOCKET_FAMILIES[0], 1, 0) + deny
+    return code + _argument(1) + _op(_AND, _SOCKET_TYPE) + _op(_EQUAL, _DATAGRAM, 0, 1) + deny
+
+
+def build(*, unmapped_memory: bool, shared: bool = False, machine: str = "") -> bytes:
     """The filter as bytes of `struct sock_filter`.
 
-    `unmapped_memory` allows kinds of memory that only control groups can limit. Raises
-    IsolationError on a machine whose system calls are not in the table.
+    `unmapped_memory` allows kinds of memory that only control groups can limit. `shared`: sessions
+    have no namespaces of their own. Raises IsolationError on a machine whose system calls are not
+    in the table.
     """
     machine = machine or platform.machine()
     if machine not in _AUDIT_ARCH:
@@ -181,6 +204,9 @@ def build(*, unmapped_memory: bool, machine: str = "") -> bytes:
     if not unmapped_memory:
         special |= {c[arch]: _deny(errno.EPERM) for c in _UNMAPPED.values()}
     special |= _by_argument(arch)
+    if shared:
+        special |= {n: _deny(errno.EACCES) for c in _NAMED.values() if (n := c[arch]) is not None}
+        special[_SOCKETS[1][arch]] = _pairs() + _ALLOWED
     steps = [(0, _ALLOWED)]
     for number in sorted(special):
         if steps[-1][0] == number:  # begins where the last one ends

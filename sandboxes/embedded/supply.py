@@ -31,6 +31,7 @@ class Supply:
         *,
         spares: int,
         recycle: int,
+        container: bool,
     ) -> None:
         self.tier = tier
         self.place = place
@@ -40,6 +41,7 @@ class Supply:
         self.zygotes: dict[Profile, Zygote] = {}
         self._size = spares
         self._recycle = recycle
+        self._container = container
         self._retired: set[Zygote] = set()
         self._locks: dict[Profile, asyncio.Lock] = {}
         self._spares: dict[Profile, Spares[Handle]] = {}
@@ -130,7 +132,7 @@ class Supply:
                 return zygote
             if zygote is not None:
                 await zygote.close()
-            zygote = Zygote(profile, self.tier, self.place)
+            zygote = Zygote(profile, self.tier, self.place, container=self._container)
             await zygote.start()
             self.zygotes[profile] = zygote
             return zygote

@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrl.errors import IsolationError, SandboxError
-from sandboxes.embedded import cgroups, jail, seccomp
+from sandboxes.embedded import bare, cgroups, jail, seccomp, uids
 from sandboxes.embedded.inside import wire
 from sandboxes.embedded.profiles import Profile
 
 _BOOT_S = 60.0
 _IMPORT_SHARE = 0.9  # of it, the import budget of a profile
 _END_S = 2.0
+_TIERS = {"namespaces": "namespaces", "uid": "users of their own"}
 
 
 class Zygote:
@@ -30,9 +31,13 @@ class Zygote:
     it ends, with the reason.
     """
 
-    def __init__(self, profile: Profile, tier: str, place: cgroups.Hierarchy | None) -> None:
+    def __init__(
+        self, profile: Profile, tier: str, place: cgroups.Hierarchy | None, *, container: bool
+    ) -> None:
         self.profile = profile
         self.tier = tier
+        self.container = container
+        self.block = uids.Block() if tier == "uid" else None
         self.family = cgroups.Family(place) if place is not None else None
         self.landlock = 0
         self.made = 0  # sessions so far
@@ -54,11 +59,11 @@ class Zygote:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._launch(loop)
+            visible = self._launch(loop)
             self._message = loop.create_future()
             assert self._control is not None
             loop.add_reader(self._control, self._readable)
-            wire.send(self._control, self._order())
+            wire.send(self._control, self._order(visible))
             ready = await asyncio.wait_for(self._message, _BOOT_S)
         except (OSError, EOFError) as error:
             why = self._why(error)
@@ -86,33 +91,42 @@ class Zygote:
     def _refusal(self, why: str) -> SandboxError:
         if self.tier == "none":
             return SandboxError(f"the interpreter did not start: {why}")
+        cure = "Allow unprivileged user namespaces, or" if self.tier == "namespaces" else "Else"
         return IsolationError(
-            f"no isolation by namespaces on this machine: {why}. Allow unprivileged user "
-            "namespaces, or pass isolation='none' (--isolation none) to run code WITHOUT it"
+            f"no isolation by {_TIERS[self.tier]} on this machine: {why}. {cure} pass "
+            "isolation='none' (--isolation none) to run code WITHOUT it"
         )
 
-    def _order(self) -> dict[str, Any]:
-        isolated = self.tier == "namespaces"
-        program = seccomp.build(unmapped_memory=self.family is not None) if isolated else b""
+    def _order(self, visible: list[str]) -> dict[str, Any]:
+        program = b""
+        if self.tier != "none":
+            unmapped, shared = self.family is not None, self.tier == "uid"
+            program = seccomp.build(unmapped_memory=unmapped, shared=shared)
         return {
             "tier": self.tier,
             "imports": self.profile.preloaded,
             "import_s": _BOOT_S * _IMPORT_SHARE,
             "seccomp": program.hex(),
-            "work": "/work" if isolated else "",
+            "work": "/work" if self.tier == "namespaces" else "",
+            "visible": visible,
         }
 
-    def _launch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _launch(self, loop: asyncio.AbstractEventLoop) -> list[str]:
+        """Start the process; what its sessions may see if they are users of their own."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
         fds: list[int] = [theirs.fileno()]
         data: list[int] = []
         try:
-            if self.tier == "namespaces":
-                plan, data = self._jailed(theirs.fileno())
+            control, block = theirs.fileno(), self.block
+            if self.tier == "namespaces" and not self.container:
+                plan, data = jail.plan(self.profile, control)
             else:
-                plan = self._bare(theirs.fileno())
+                plan, data = bare.build(
+                    self.profile, control, container=self.container, block=block
+                )
+            plan["cgroup"] = self.family.paths if self.family else []
             fds += data
             launch = [*jail.boot(jail.here(), "launch.main"), json.dumps(plan)]
             self._process = subprocess.Popen(
@@ -131,33 +145,8 @@ class Zygote:
                 os.close(fd)
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.add_reader(self._pidfd, self._gone)
-
-    def _jailed(self, control: int) -> tuple[dict[str, Any], list[int]]:
-        uid = jail.jail_uid()
-        built, argv = jail.build(self.profile, control, staged=uid is not None)
-        plan = {
-            "uid": uid,
-            "stage": built.stage,
-            "argv": argv,
-            "env": {},
-            "cgroup": self.family.paths if self.family else [],
-        }
-        return plan, built.data
-
-    def _bare(self, control: int) -> dict[str, Any]:
-        python = jail.interpreter()
-        site = os.pathsep.join({os.path.dirname(p) for p in self.profile.paths().values()})
-        executable = os.path.join(python.prefix, python.executable)
-        environment = jail.environment(python, site, "/tmp")
-        environment["PATH"] = f"{os.path.dirname(executable)}:/usr/local/bin:/usr/bin:/bin"
-        environment.pop("LD_LIBRARY_PATH", None)
-        return {
-            "uid": None,
-            "stage": {},
-            "argv": [executable, *jail.boot(jail.here(), "zygote.main", control)],
-            "env": environment,
-            "cgroup": self.family.paths if self.family else [],
-        }
+        visible: list[str] = plan.get("visible", [])
+        return visible
 
     def _readable(self) -> None:
         assert self._control is not None
@@ -226,12 +215,15 @@ class Zygote:
             self._process = None
         if self.family is not None:
             self.family.remove_now()
+        if self.block is not None:
+            self.block.close()
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
 
     def _kill(self) -> None:
         assert self._process is not None
-        # With control groups the janitor passes the signal on and cleans up.
-        number = signal.SIGTERM if self.family is not None else signal.SIGKILL
+        # Where there is a janitor it passes the signal on and cleans up.
+        janitor = self.family is not None or self.block is not None
+        number = signal.SIGTERM if janitor else signal.SIGKILL
         self._process.send_signal(number)

@@ -45,11 +45,32 @@ CELLS: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
         EITHER,
     ),
     "A08-fill-work": (
-        "with open('/work/f', 'wb') as f:\n    while True: f.write(bytes(1 << 16))",
+        "with open('f', 'wb') as f:\n    while True: f.write(bytes(1 << 16))",
         ("error",),
         K,
     ),
-    "A09-many-files": ("for n in range(10**6): open(f'/work/{n}', 'w').close()", ("error",), K),
+    "A09-many-files": ("for n in range(10**6): open(f'{n}', 'w').close()", ("error",), K),
+    "A08-fill-with-many-files": (
+        "for n in range(100): open(f'{n}', 'wb').write(bytes(1 << 20))\nimport time; time.sleep(60)",
+        ("error",),
+        K,
+    ),
+    "A08-keep-what-was-removed": (
+        """
+        import os, time
+        kept = []
+        for n in range(40):
+            kept.append(open('f', 'wb')); os.remove('f'); kept[-1].write(bytes(1 << 20)); kept[-1].flush()
+        time.sleep(60)
+        """,
+        ("error",),
+        K,
+    ),
+    "A09-deep-directories": (
+        "import os\nfor n in range(10**5): os.mkdir('d'); os.chdir('d')",
+        ("error",),
+        K,
+    ),
     "A12-memfd": (
         """
         import os, mmap
@@ -427,3 +448,104 @@ CELLS: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
         D,
     ),
 }  # fmt: skip
+
+# What differs where sessions are users of their own, without namespaces. The disk has no limit by
+# the kernel but for the size of a file: a session that has too much is ended. What cannot be hidden
+# cannot be read. There are no terminals, no addresses to listen at, and no /dev/shm: the locks and
+# pools of multiprocessing work between forked processes only.
+UID: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
+    "A08-fill-with-many-files": (CELLS["A08-fill-with-many-files"][0], ("output_limit",), D),
+    "A08-keep-what-was-removed": (CELLS["A08-keep-what-was-removed"][0], ("output_limit",), D),
+    "A09-many-files": (CELLS["A09-many-files"][0], ("output_limit",), D),
+    "A09-deep-directories": (CELLS["A09-deep-directories"][0], ("output_limit",), D),
+    "A10-shared-memory": (
+        """
+        import os
+        for folder in ('/dev/shm', '/tmp', '/var/tmp'):
+            for act in (os.listdir, lambda path: open(path + '/agentrl-test', 'w')):
+                try: act(folder); raise SystemExit(folder)
+                except PermissionError: pass
+        """,
+        ("ok",),
+        K,
+    ),
+    "C20-spawn": (
+        """
+        import multiprocessing
+        child = multiprocessing.get_context('spawn').Process(target=print)
+        child.start(); child.join()
+        assert child.exitcode == 0
+        try: multiprocessing.get_context('spawn').Lock(); raise SystemExit('lock')
+        except PermissionError: pass
+        """,
+        ("ok", "timeout"),
+        K,
+    ),
+    "D01-sockets": (
+        """
+        import socket
+        for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                try: socket.socket(family, kind); raise SystemExit(str((family, kind)))
+                except PermissionError: pass
+        try: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); raise SystemExit('datagrams')
+        except PermissionError: pass
+        one, other = socket.socketpair(); one.send(b'x'); assert other.recv(9) == b'x'
+        """,
+        ("ok",),
+        K,
+    ),
+    "D03-host-sockets": (
+        """
+        import os
+        for path in ('/run', '/var', '/root', '/home', '/sys', '/etc', '/proc', '/tmp', '/dev', '/',
+                     os.path.dirname(os.getcwd())):
+            try: os.listdir(path); raise SystemExit(path)
+            except OSError: pass
+        for path in ('/etc/passwd', '/etc/shadow', '/etc/hosts', '/proc/mounts', '/proc/net/tcp'):
+            try: open(path).read(1); raise SystemExit(path)
+            except OSError: pass
+        """,
+        ("ok",),
+        K,
+    ),
+    "D06-proc": (
+        """
+        import os
+        for pid in (1, os.getppid(), 'self', os.getpid()):
+            for name in ('cmdline', 'environ', 'mountinfo', 'cgroup', 'net/tcp', 'root/etc/passwd'):
+                try: open(f'/proc/{pid}/{name}').read(1); raise SystemExit(name)
+                except OSError: pass
+        assert os.listdir('/proc/self/fd')
+        """,
+        ("ok",),
+        K,
+    ),
+    "D11-terminal": (
+        """
+        import os, pty
+        for path in ('/dev/tty', '/dev/ptmx', '/dev/console'):
+            try: os.open(path, os.O_RDWR); raise SystemExit(path)
+            except OSError: pass
+        """,
+        ("ok",),
+        K,
+    ),
+    "D12-kernel-objects": (
+        """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        for name, args in {'shmget': (1, 4096, 0o1666), 'semget': (1, 1, 0o1666), 'msgget': (1, 0o1666),
+                           'mq_open': (b'/m', 66, 0o666, None), 'inotify_init': ()}.items():
+            assert getattr(libc, name)(*args) == -1, name
+            assert ctypes.get_errno() in (1, 13), (name, ctypes.get_errno())
+        """,
+        ("ok",),
+        K,
+    ),
+}  # fmt: skip
+
+
+def cell(name: str, tier: str) -> tuple[str, tuple[str, ...], bool | None]:
+    """The case of that name, as it is in a tier."""
+    return UID[name] if tier == "uid" and name in UID else CELLS[name]

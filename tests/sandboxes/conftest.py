@@ -9,7 +9,7 @@ import pytest
 from sandbox_arena import Arena, Go, open_box, open_wide_box
 
 from agentrl.errors import IsolationError
-from sandboxes.embedded import EmbeddedSandbox
+from sandboxes.embedded import EmbeddedSandbox, uids
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +24,19 @@ def go(runner: asyncio.Runner) -> Go:
     return runner.run
 
 
+@pytest.fixture(scope="session", params=["namespaces", "uid"])
+def tier(request: pytest.FixtureRequest) -> str:
+    """The isolation that is tested."""
+    if request.param == "uid" and (reason := uids.why_not()):
+        pytest.skip(f"no sessions with users of their own here: {reason}")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def box(go: Go) -> Iterator[EmbeddedSandbox]:
+def box(go: Go, tier: str) -> Iterator[EmbeddedSandbox]:
     """A small box without spares, so that its processes can be counted."""
     try:
-        opened = go(open_box())
+        opened = go(open_box(isolation=tier))
     except IsolationError as error:
         pytest.skip(f"no isolation on this machine: {error}")
     yield opened

@@ -97,7 +97,7 @@ class Arena:
             await session.run("state = 'kept'")
             result = await act(session)
             assert result.status in statuses, result
-            assert result.isolation == "namespaces"
+            assert result.isolation == self.box.capabilities.isolation
             await self.check_bystander()
             await self.check_state(session, kept)
         for measure, count in zip(self.measures, before, strict=True):

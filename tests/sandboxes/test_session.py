@@ -9,10 +9,10 @@ import pytest
 from sandbox_arena import SMALL, Go, open_box
 
 import sandboxes
-from agentrl.errors import ConfigError, IsolationError, SandboxError, SessionDead
+from agentrl.errors import AgentRLWarning, ConfigError, IsolationError, SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
 from agentrl.types import Limits
-from sandboxes.embedded import EmbeddedSandbox, jail
+from sandboxes.embedded import EmbeddedSandbox, jail, uids
 
 
 def cells(go: Go, box: EmbeddedSandbox, *sources: str, **options):
@@ -25,11 +25,11 @@ def cells(go: Go, box: EmbeddedSandbox, *sources: str, **options):
     return go(play())
 
 
-def test_meets_the_protocols(box: EmbeddedSandbox) -> None:
+def test_meets_the_protocols(box: EmbeddedSandbox, tier: str) -> None:
     assert isinstance(box, Sandbox)
     assert isinstance(box.session(), Session)
     assert box.capabilities.backend == "embedded"
-    assert box.capabilities.isolation == "namespaces"
+    assert box.capabilities.isolation == tier
     assert not box.capabilities.network
     assert "python" in box.capabilities.languages
 
@@ -67,9 +67,13 @@ def test_cells_share_state(go: Go, box: EmbeddedSandbox) -> None:
 def test_sessions_share_nothing(go: Go, box: EmbeddedSandbox) -> None:
     async def play():
         async with box.session() as one, box.session() as two:
-            await one.run("x = 1; open('f', 'w').write('x'); open('/tmp/f', 'w').write('x')")
+            await one.run(
+                "import os, tempfile; x = 1\n"
+                "for folder in ('.', tempfile.gettempdir()): open(folder + '/f', 'w').write('x')"
+            )
             return await two.run(
-                "import os; ('x' in globals(), os.listdir('.'), os.listdir('/tmp'))"
+                "import os, tempfile\n"
+                "('x' in globals(), os.listdir('.'), os.listdir(tempfile.gettempdir()))"
             )
 
     assert go(play()).value == "(False, [], [])"
@@ -209,7 +213,7 @@ def test_reset(go: Go, box: EmbeddedSandbox) -> None:
             await session.run("x = 1")
             await session.write_file("f", b"1")
             await session.reset()
-            fresh = await session.run("import os; ('x' in globals(), os.listdir('/work'))")
+            fresh = await session.run("import os; ('x' in globals(), os.listdir('.'))")
             await session.run("import os; os._exit(0)")
             with pytest.raises(SessionDead, match="interpreter ended"):
                 await session.run("1")
@@ -233,7 +237,7 @@ def test_files(go: Go, box: EmbeddedSandbox) -> None:
             await session.run("open('made', 'w').write('by code')")
             with pytest.raises(FileNotFoundError):
                 await session.read_file("absent")
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(OSError, match=r"No space|too large"):
                 await session.write_file("big", bytes(8 << 20))
             return seen, await session.read_file("a/b/c.bin"), await session.read_file("made")
 
@@ -480,7 +484,27 @@ def test_a_box_that_is_not_open(go: Go) -> None:
 def test_refuses_where_isolation_fails(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jail, "find_bwrap", lambda: "/bin/false")
     with pytest.raises(IsolationError, match="isolation='none'"):
+        go(open_box(isolation="namespaces"))
+    monkeypatch.setattr(uids, "why_not", lambda: "of the test")
+    with pytest.raises(IsolationError, match="isolation='none'"):
         go(open_box())
+    with pytest.raises(IsolationError, match="of the test"):
+        go(open_box(isolation="uid"))
+
+
+def test_falls_back_to_users_of_their_own_aloud(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := uids.why_not():
+        pytest.skip(reason)
+    monkeypatch.setattr(jail, "find_bwrap", lambda: "/bin/false")
+
+    async def play():
+        with pytest.warns(AgentRLWarning, match="isolation 'uid'"):
+            box = await open_box()
+        async with box, box.session() as session:
+            return box.capabilities.isolation, await session.run("1")
+
+    isolation, result = go(play())
+    assert (isolation, result.isolation, result.value) == ("uid", "uid", "1")
 
 
 def test_without_isolation_by_explicit_choice(go: Go) -> None:

@@ -14,12 +14,12 @@ from _socket import socket
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import files, kernel, wire, worker, world
+from . import disk, files, kernel, owned, wire, worker, world
 
 _SWEEPS = 50
 
 
-def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> NoReturn:
+def main(plan: dict[str, Any], limits: Mapping[str, Any], fds: list[int]) -> NoReturn:
     """Start the interpreter's process, give up every privilege, serve until the host lets go.
 
     The namespaces' contents are made by the interpreter's process before it runs any foreign code.
@@ -30,16 +30,18 @@ def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> 
         for entrance in fds[4:]:
             os.write(entrance, b"0")  # into its control groups, before it has children
             os.close(entrance)
-        secured = os.eventfd(0)
+        if plan["tier"] == "uid":
+            owned.build(plan, limits)
+        secured, me = os.eventfd(0), os.pidfd_open(os.getpid())
         pid = os.fork()
         if pid == 0:
-            _interpreter(plan, limits, facts, fds[1:4], secured)
+            _interpreter(plan, limits, facts, fds[1:4], secured, me)
         kernel.die_with_parent()
-        if plan["tier"] == "none":
+        if plan["tier"] != "namespaces":
             kernel.adopt_orphans()
         world.secure(plan)
         os.eventfd_write(secured, 1)
-        for fd in (secured, *fds[1:4]):
+        for fd in (secured, me, *fds[1:4]):
             os.close(fd)
         Init(plan, limits, facts, pid).serve()
     except BaseException as error:
@@ -49,7 +51,12 @@ def main(plan: Mapping[str, Any], limits: Mapping[str, Any], fds: list[int]) -> 
 
 
 def _interpreter(
-    plan: Mapping[str, Any], limits: Mapping[str, Any], facts: socket, streams: list[int], go: int
+    plan: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    facts: socket,
+    streams: list[int],
+    go: int,
+    first: int,
 ) -> NoReturn:
     """Build the world, tell the host when both processes are as they must be for foreign code, and
     become the interpreter."""
@@ -58,7 +65,7 @@ def _interpreter(
             world.build(plan, limits)
             os.eventfd_read(go)
             os.close(go)
-            pidfds = [os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid())]
+            pidfds = [first, os.pidfd_open(os.getpid())]  # the parent may have ended by now
             wire.send(facts, {"ready": True}, pidfds)
             for fd in pidfds:
                 os.close(fd)
@@ -117,6 +124,7 @@ class Init:
         self.facts = facts
         self.jobs: dict[int, int] = {}  # process id -> the host's id of the command
         self.worker = worker  # the interpreter's process id
+        self.disk = disk.Disk(limits) if plan["tier"] == "uid" else None
         self.woken, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         kernel.handle_signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
@@ -128,7 +136,10 @@ class Init:
         poll.register(self.facts.fileno(), select.POLLIN)
         poll.register(self.woken, select.POLLIN)
         while True:
-            ready = [fd for fd, _ in poll.poll()]
+            ready = [fd for fd, _ in poll.poll(self.disk.wait_ms() if self.disk else None)]
+            if self.disk and (reason := self.disk.over()):
+                wire.send(self.facts, {"over": reason})
+                return
             if self.woken in ready:
                 os.read(self.woken, 4096)
                 self.reap()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found,unused-ignore]
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -42,11 +43,9 @@ _SECUREBITS = 0b11_00_00_00 | 0b11 | 0b1000 | 0b100000
 _SIGCHLD, _SIGKILL = int(signal.SIGCHLD), int(signal.SIGKILL)  # an enum's members are slow
 
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
-_SYS_LANDLOCK_CREATE = 444
-_SYS_LANDLOCK_RESTRICT = 446
-_LANDLOCK_VERSION = 1
-_LANDLOCK_SCOPES = 0b11  # abstract unix sockets, signals
-_LANDLOCK_SCOPE_ABI = 6
+_CAPABILITY_VERSION = 0x20080522
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 1, 5, 6, 7, 8
+CAP_SYS_ADMIN = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _locked = ctypes.PyDLL(None, use_errno=True)  # calls keep the interpreter lock
@@ -121,15 +120,48 @@ def set_dumpable(value: bool) -> None:
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(value))
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, for good."""
+def lock_capabilities() -> None:
+    """Make sure that this process can never gain a capability. Needs CAP_SETPCAP."""
     _prctl("PR_SET_SECUREBITS", _PR_SET_SECUREBITS, _SECUREBITS)
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # past the last one this kernel knows
     _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    header = struct.pack("Ii", 0x20080522, 0)
-    _check(_libc.capset(header, bytes(24)), "capset")
+
+
+def limit_capabilities(*kept: int) -> None:
+    """Have the next executed program start with no capability but these, where the kernel lets
+    this process decide that (CAP_SETPCAP)."""
+    if capabilities() & 1 << CAP_SETPCAP:
+        for capability in range(64):
+            if capability not in kept:
+                _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def keep_capabilities(*kept: int) -> None:
+    """Give up every capability but these, for good."""
+    bits = sum(1 << number for number in kept)
+    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    # effective, permitted, inheritable: the low halves, then the high ones
+    _check(_libc.capset(header, struct.pack("6I", bits, bits, 0, 0, 0, 0)), "capset")
+
+
+def capabilities() -> int:
+    """The effective capabilities of this process, as bits."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def set_file_user(uid: int) -> None:
+    """Use the rights of this user and group on files, and no capability about files (0: all that
+    this process has). It also stops signals on the parent's death, and inspection by others."""
+    _libc.setfsgid(uid)
+    _libc.setfsuid(uid)
+    if _libc.setfsuid(-1) != uid:
+        raise OSError(errno.EPERM, f"setfsuid {uid}: {os.strerror(errno.EPERM)}")
 
 
 def no_new_privileges() -> None:
@@ -145,39 +177,6 @@ def install_seccomp(program: bytes) -> None:
     """Filter this thread's system calls, and its children's, by a classic BPF program."""
     loaded = _FilterProgram(len(program) // 8, program)
     _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(loaded))
-
-
-def landlock_abi() -> int:
-    """The kernel's landlock version, 0 without landlock."""
-    version: int = _libc.syscall(
-        ctypes.c_long(_SYS_LANDLOCK_CREATE),
-        None,
-        ctypes.c_size_t(0),
-        ctypes.c_uint(_LANDLOCK_VERSION),
-    )
-    return max(version, 0)
-
-
-def landlock_scope() -> int | None:
-    """A ruleset that keeps signals and abstract sockets inside; None if the kernel has none."""
-    if landlock_abi() < _LANDLOCK_SCOPE_ABI:
-        return None
-    attributes = struct.pack("QQQ", 0, 0, _LANDLOCK_SCOPES)
-    fd = _libc.syscall(
-        ctypes.c_long(_SYS_LANDLOCK_CREATE),
-        attributes,
-        ctypes.c_size_t(len(attributes)),
-        ctypes.c_uint(0),
-    )
-    return _check(fd, "landlock_create_ruleset")
-
-
-def landlock_enter(ruleset: int) -> None:
-    """Apply a ruleset to this thread and its children."""
-    result = _libc.syscall(
-        ctypes.c_long(_SYS_LANDLOCK_RESTRICT), ctypes.c_int(ruleset), ctypes.c_uint(0)
-    )
-    _check(result, "landlock_restrict_self")
 
 
 def flush_c_streams() -> None:

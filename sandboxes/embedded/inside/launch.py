@@ -2,7 +2,8 @@
 
 Root's part: paths that an unprivileged user cannot reach are bound to reachable ones in a private
 mount namespace, then the jail is started as an unprivileged user. Where control groups are used
-this process stays as the jail's janitor, so that they go away even if the host is killed.
+or sessions are users of their own, this process stays as the jail's janitor, so that they go away
+even if the host is killed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from . import kernel
+from . import cleaner, kernel, owned
 
 STAGE = "/run/agentrl"
 
@@ -23,7 +24,10 @@ def main() -> NoReturn:
     """Run the plan in the last argument (JSON)."""
     plan = json.loads(sys.argv[-1])
     try:
-        if plan["cgroup"]:
+        if plan["users"]:
+            _clean(plan["users"])
+            _link(plan["users"])
+        if plan["cgroup"] or plan["users"]:
             _watch(plan)
         _start(plan)
     except Exception as error:
@@ -38,6 +42,10 @@ def _start(plan: dict[str, Any]) -> NoReturn:
         os.setgroups([])
         os.setresgid(plan["uid"], plan["uid"], plan["uid"])
         os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+    if plan["users"]:
+        os.setgroups([])
+        kernel.limit_capabilities(*owned.CAPABILITIES, kernel.CAP_SETPCAP)
+        os.set_inheritable(plan["users"]["lock"], False)
     kernel.die_with_parent()
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -56,6 +64,7 @@ def _stage(binds: dict[str, str]) -> None:
     os.mkdir(STAGE, 0o755)
     for name in binds:
         target = f"{STAGE}/{name}"
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
         if os.path.isdir(f"/proc/self/fd/{sources[name]}"):
             os.mkdir(target)
         else:
@@ -70,7 +79,10 @@ def _watch(plan: dict[str, Any]) -> None:
     child = os.fork()
     if child == 0:
         return
-    os.closerange(3, 1 << 20)
+    lock = plan["users"]["lock"] if plan["users"] else 3
+    os.closerange(3, lock)
+    os.closerange(lock + 1, 1 << 20)
+    kernel.adopt_orphans()
     handle = os.pidfd_open(child)
 
     def end(*_: object) -> None:
@@ -84,9 +96,29 @@ def _watch(plan: dict[str, Any]) -> None:
     if os.getppid() != host:
         end()
     _, status = os.waitpid(child, 0)
+    if plan["users"]:
+        _clean(plan["users"])
+        os.rmdir(plan["users"]["base"])
     for base in plan["cgroup"]:
         _remove(base)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _clean(users: dict[str, Any]) -> None:
+    """End what runs as one of the sessions' users, and remove their files: after the zygote's end,
+    and before its start what another zygote left, whose host and janitor were killed at once."""
+    cleaner.sweep(users["first"], users["count"])
+    for name in os.listdir(users["base"]):
+        cleaner.remove(f"{users['base']}/{name}")
+
+
+def _link(users: dict[str, Any]) -> None:
+    """Make the directory of links to packages."""
+    folder = f"{users['base']}/site"
+    os.mkdir(folder)
+    os.chmod(folder, 0o755)  # whatever the umask
+    for name, path in users["links"].items():
+        os.symlink(path, f"{folder}/{name}")
 
 
 def _remove(base: str) -> None:

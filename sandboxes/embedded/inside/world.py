@@ -7,7 +7,7 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
-from . import kernel
+from . import kernel, landlock, owned
 
 NAMESPACES = (
     kernel.CLONE_NEWUSER
@@ -67,7 +67,8 @@ def build(plan: Mapping[str, Any], limits: Mapping[str, Any]) -> None:
 def secure(plan: Mapping[str, Any]) -> None:
     """Give up every privilege in the session's world, and hide from inspection."""
     if plan["tier"] == "namespaces":
-        kernel.drop_capabilities()
+        kernel.lock_capabilities()
+        kernel.keep_capabilities()
         kernel.no_new_privileges()
         kernel.install_seccomp(plan["seccomp"])
         kernel.set_dumpable(False)
@@ -82,10 +83,13 @@ def confine(plan: Mapping[str, Any], limits: Mapping[str, Any], *, interpreter: 
     if plan["tier"] == "namespaces":
         kernel.set_dumpable(True)
         if plan["ruleset"] is not None:
-            kernel.landlock_enter(plan["ruleset"])
+            landlock.enter(plan["ruleset"])
             os.close(plan["ruleset"])
         if plan["counts_processes"]:
             _limit(resource.RLIMIT_NPROC, limits["pids"] + 1)
+    elif plan["tier"] == "uid":
+        owned.confine(plan, limits)
+        _limit(resource.RLIMIT_NPROC, limits["pids"])
     _share_processors(limits["pids"])
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, limits["disk_bytes"])

@@ -12,7 +12,7 @@ from _socket import socket
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import cells, init, kernel, wire, world
+from . import cells, cleaner, init, kernel, landlock, owned, semaphores, wire, world
 
 
 def main(control_fd: int) -> NoReturn:
@@ -24,12 +24,14 @@ def main(control_fd: int) -> NoReturn:
     plan = prepare(order)
     wire.send(control, {"ready": True, "failed": plan["failed"], "landlock": plan["landlock"]})
     kernel.handle_signal(signal.SIGCHLD, kernel.IGNORE)  # ended sessions are reaped by the kernel
-    flags = world.NAMESPACES if plan["tier"] == "namespaces" else 0
+    ends = cleaner.Ends(control_fd) if plan["tier"] == "uid" else None
     while True:
+        if ends is not None:
+            ends.wait()
         order, fds = wire.receive(control)
         if order is None:
             os._exit(0)
-        spawn(plan, order["limits"], control, flags, fds)
+        spawn(plan, order["limits"], control, ends, fds)
         for fd in fds:
             os.close(fd)
 
@@ -45,8 +47,11 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     order["failed"] = failed
     order["seccomp"] = bytes.fromhex(order["seccomp"])
     order["uid"], order["gid"] = os.getuid(), os.getgid()
-    order["landlock"] = kernel.landlock_abi()
-    order["ruleset"] = kernel.landlock_scope() if order["tier"] == "namespaces" else None
+    order["landlock"] = landlock.abi()
+    order["ruleset"] = landlock.scope() if order["tier"] == "namespaces" else None
+    if order["tier"] == "uid":
+        order["paths"] = owned.open_paths(order["visible"])
+        semaphores.install()
     release = os.uname().release.split(".")
     # Since 5.14 a user namespace counts its own processes; before, the user's on the whole machine.
     order["counts_processes"] = (int(release[0]), int(release[1].split("-")[0])) >= (5, 14)
@@ -94,17 +99,25 @@ def _standard_streams() -> None:
 
 
 def spawn(
-    plan: dict[str, Any], limits: dict[str, Any], control: socket, flags: int, fds: list[int]
+    plan: dict[str, Any],
+    limits: dict[str, Any],
+    control: socket,
+    ends: cleaner.Ends | None,
+    fds: list[int],
 ) -> None:
     """Clone a session; says why on its socket if that fails."""
     try:
-        pid = kernel.clone(flags)
+        pid = kernel.clone(world.NAMESPACES if plan["tier"] == "namespaces" else 0)
     except OSError as error:
         facts = socket(fileno=os.dup(fds[0]))
         wire.send(facts, {"failed": str(error)})
         facts.close()
         return
+    if pid and ends is not None:
+        ends.add(pid, limits, fds[0])
     if pid == 0:
         control.close()
         kernel.handle_signal(signal.SIGCHLD, kernel.DEFAULT)
+        if ends is not None:
+            ends.forget()
         init.main(plan, limits, fds)
