@@ -5,6 +5,10 @@ that no scheme has to guess what a sum was made of. A scheme is a pure function 
 attempts at one task); `assign` runs it over many groups and decides what no scheme should: failed
 attempts never enter a baseline, truncation is treated as told, and groups without a signal are
 dropped and counted.
+
+Baselines made of other attempts take these to be independent. Attempts that fork from one another
+are not: for the tokens they share, the others' rewards depend on those tokens, and the baseline
+takes away part of the signal. Group attempts that began anew, or credit shared turns once.
 """
 
 from __future__ import annotations
@@ -144,11 +148,11 @@ def assign(
 ) -> Credits:
     """Advantages for the attempts of each group.
 
-    Attempts that are not `valid`, or in which nothing was sampled, enter no baseline and are not
-    trained on. A group with fewer than `smallest` attempts left (1 for schemes with a value
-    function) has no baseline; one whose advantages are all 0 (GRPO and others: equal rewards) has
-    no gradient. Both are dropped whole and listed in `refill`. Raises ConfigError for an unknown
-    way with truncation.
+    Attempts that are not `valid` (failed in our hands, or not scored), or in which nothing was
+    sampled, enter no baseline and are not trained on. A group with fewer than `smallest` attempts
+    left (1 for schemes with a value function) has no baseline; one whose advantages are all 0 (GRPO
+    and others: equal rewards) has no gradient. Both are dropped whole and listed in `refill`.
+    Raises ConfigError for an unknown way with truncation.
     """
     if truncated not in ("keep", "zero", "mask", "drop"):
         raise unknown("way with truncated attempts", truncated, ("keep", "zero", "mask", "drop"))
@@ -183,7 +187,7 @@ def assign(
 
 def _unusable(episode: Episode, truncated: Truncated) -> str | None:
     if not episode.valid:
-        return "failed in our hands"
+        return "failed or not scored"
     if not episode.sampled:
         return "nothing sampled"
     return "truncated" if truncated == "drop" and episode.truncated else None

@@ -9,6 +9,13 @@ from agentrl.batch import Batch
 from agentrl.errors import ConfigError
 
 
+def masked_rate(step: int, steps: int, peak: float = 0.4, warmup: float = 0.66) -> float:
+    """Masked thought's rate at a step from 0: linear up to `peak` over the first `warmup` of the
+    steps, then `peak` (arXiv 2403.02178)."""
+    ramp = warmup * steps
+    return peak if ramp <= 0 else peak * min(1.0, step / ramp)
+
+
 def masked_inputs(batch: Batch, rate: float, mask_id: int, generator: torch.Generator) -> Tensor:
     """`input_ids_BT` with tokens that carry loss replaced by `mask_id` with probability `rate`.
 

@@ -89,13 +89,10 @@ def rloo(
     """A sample is one action: clipped ratio of whole samples times a leave-one-out advantage.
 
     Ahmadian et al., arXiv 2402.14740. On-policy its gradient is REINFORCE's; a KL penalty belongs
-    in its reward. `denominator`: samples.
+    in its reward. Advantages that differ by turn are taken token by token. `denominator`: samples.
     """
-    ratio = _Ratio.of(logprobs_BT, batch, "sample")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high)
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, extras, "samples", (clip_low, clip_high)
-    )
+    clip = (clip_low, clip_high)
+    return _clip_loss(logprobs_BT, batch, denominator, extras, clip, "sample", "samples")
 
 
 def grpo(
@@ -113,11 +110,8 @@ def grpo(
     DeepSeekMath, arXiv 2402.03300, equation 3. `dual_clip` bounds the ratio from above where the
     advantage is negative (TRL's `delta`, arXiv 2505.07291). `denominator`: samples.
     """
-    ratio = _Ratio.of(logprobs_BT, batch, "token")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high, dual_clip)
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, extras, "samples", (clip_low, clip_high)
-    )
+    clip = (clip_low, clip_high)
+    return _clip_loss(logprobs_BT, batch, denominator, extras, clip, "token", "samples", dual_clip)
 
 
 def dr_grpo(
@@ -136,13 +130,9 @@ def dr_grpo(
     (`credit.group_relative(std=False)`). `denominator`: samples.
     """
     check_denominator(max_tokens, "max_tokens")
-    ratio = _Ratio.of(logprobs_BT, batch, "token")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high) / max_tokens
-    scaled = Extras(
-        extras.kl_coef / max_tokens, extras.kl, extras.entropy_coef / max_tokens, extras.entropy_BT
-    )
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, scaled, "sums", (clip_low, clip_high)
+    clip = (clip_low, clip_high)
+    return _clip_loss(
+        logprobs_BT, batch, denominator, extras, clip, "token", "sums", length=max_tokens
     )
 
 
@@ -161,11 +151,8 @@ def dapo(
     DAPO, arXiv 2503.14476, equation 8. Its other parts stand elsewhere: groups of one reward are
     dropped and truncated samples treated by `agentrl.credit`. `denominator`: the sum of weights.
     """
-    ratio = _Ratio.of(logprobs_BT, batch, "token")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high, dual_clip)
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, extras, "tokens", (clip_low, clip_high)
-    )
+    clip = (clip_low, clip_high)
+    return _clip_loss(logprobs_BT, batch, denominator, extras, clip, "token", "tokens", dual_clip)
 
 
 def gspo(
@@ -182,11 +169,8 @@ def gspo(
     GSPO, arXiv 2507.18071, equation 5; in the token form of its equation 13, which is the same for
     one advantage a sample and also takes advantages that differ by turn. `denominator`: samples.
     """
-    ratio = _Ratio.of(logprobs_BT, batch, "geometric")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high)
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, extras, "samples", (clip_low, clip_high)
-    )
+    clip = (clip_low, clip_high)
+    return _clip_loss(logprobs_BT, batch, denominator, extras, clip, "geometric", "samples")
 
 
 def cispo(
@@ -218,20 +202,16 @@ def ppo(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
-    mean: Mean = "tokens",
     extras: Extras = PLAIN,
 ) -> LossOutput:
     """Clipped token ratios times advantages from a value head (`agentrl.losses.values`).
 
-    PPO, arXiv 1707.06347, equation 7, averaged over tokens (`denominator`: the sum of weights);
-    with `mean="samples"`, as ReFT (arXiv 2401.08967) has it, over each sample's tokens, then over
-    samples (`denominator`: samples).
+    PPO, arXiv 1707.06347, equation 7, averaged over tokens (`denominator`: the sum of weights).
+    ReFT (arXiv 2401.08967) averages over each sample's tokens first, then over samples: that is
+    `grpo` given the same advantages.
     """
-    ratio = _Ratio.of(logprobs_BT, batch, "token")
-    loss_BT = _clipped(ratio, batch, clip_low, clip_high)
-    return _finish(
-        loss_BT, ratio, logprobs_BT, batch, denominator, extras, mean, (clip_low, clip_high)
-    )
+    clip = (clip_low, clip_high)
+    return _clip_loss(logprobs_BT, batch, denominator, extras, clip, "token", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,24 +228,40 @@ class _Ratio:
         old_BT = logprobs_BT.detach() if batch.logprobs_BT is None else batch.logprobs_BT
         log_BT = torch.where(batch.weights_BT > 0, logprobs_BT - old_BT, 0.0)
         if level == "token":
-            return cls(log_BT.exp(), log_BT)
+            return cls(_exp(log_BT), log_BT)
         held_BT, step_BT = log_BT.detach(), log_BT - log_BT.detach()
         if level == "geometric":
             whole_BT = spread(sample_means(held_BT, batch), batch)
         else:
             whole_BT = spread(sample_sums(held_BT, batch), batch)
             step_BT = step_BT * spread(sample_sums((batch.weights_BT > 0).float(), batch), batch)
-        return cls(torch.exp(whole_BT + step_BT), log_BT)
+        whole_BT = torch.where(batch.weights_BT > 0, whole_BT, 0.0)
+        return cls(_exp(whole_BT + step_BT), log_BT)
 
 
-def _clipped(
-    ratio: _Ratio, batch: Batch, low: float, high: float, dual: float | None = None
-) -> Tensor:
-    """`-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)` at each token."""
+def _exp(log_BT: Tensor) -> Tensor:
+    """exp, at most e^80: infinity times a gradient of 0 would be NaN where a bound holds anyway."""
+    return log_BT.clamp(max=80.0).exp()
+
+
+def _clip_loss(
+    logprobs_BT: Tensor,
+    batch: Batch,
+    denominator: float,
+    extras: Extras,
+    clip: tuple[float, float],
+    level: Level,
+    mean: Mean,
+    dual: float | None = None,
+    length: float = 1.0,
+) -> LossOutput:
+    """The mean of `-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)`."""
     advantages_BT = required(batch.advantages_BT, "advantages")
+    ratio = _Ratio.of(logprobs_BT, batch, level)
     free_BT = ratio.raw_BT if dual is None else ratio.raw_BT.clamp(max=dual)
-    bounded_BT = ratio.raw_BT.clamp(1 - low, 1 + high)
-    return -torch.minimum(free_BT * advantages_BT, bounded_BT * advantages_BT)
+    bounded_BT = ratio.raw_BT.clamp(1 - clip[0], 1 + clip[1])
+    loss_BT = -torch.minimum(free_BT * advantages_BT, bounded_BT * advantages_BT)
+    return _finish(loss_BT, ratio, logprobs_BT, batch, denominator, extras, mean, clip, length)
 
 
 def _average(values_BT: Tensor, batch: Batch, denominator: float, mean: Mean) -> Tensor:
@@ -284,16 +280,21 @@ def _finish(
     extras: Extras,
     mean: Mean = "sums",
     clip: tuple[float | None, float] | None = None,
+    length: float = 1.0,
 ) -> LossOutput:
     """Average, add the extras, and measure. Metrics are means over tokens, or over samples of
-    their means over tokens, as `denominator` counts tokens or samples."""
+    their means over tokens, as `denominator` counts tokens or samples. `length` divides the loss
+    and the extras only."""
     check_denominator(denominator, "denominator")
     measured: Mean = "tokens" if mean == "tokens" else "samples"
+
+    def average(values_BT: Tensor) -> Tensor:
+        return _average(values_BT, batch, denominator * length, mean)
 
     def metric(values_BT: Tensor) -> Tensor:
         return _average(values_BT.detach(), batch, denominator, measured)
 
-    loss = _average(loss_BT, batch, denominator, mean)
+    loss = average(loss_BT)
     metrics, maxima = {"policy_loss": loss.detach()}, {}
     if ratio is not None:
         log_BT, raw_BT = ratio.log_BT.detach(), ratio.raw_BT.detach()
@@ -308,11 +309,10 @@ def _finish(
         ref_BT = torch.where(batch.weights_BT > 0, ref_BT, logprobs_BT.detach())
         log_BT = logprobs_BT - logprobs_BT.detach() if ratio is None else ratio.log_BT
         kl_BT = kl_in_loss(logprobs_BT, ref_BT, log_BT, extras.kl)
-        loss = loss + _average(extras.kl_coef * kl_BT, batch, denominator, mean)
+        loss = loss + average(extras.kl_coef * kl_BT)
         metrics["kl_ref"] = metric(kl_estimate(logprobs_BT, ref_BT, "k3"))
     if extras.entropy_BT is not None:
-        entropy = _average(extras.entropy_BT, batch, denominator, mean)
-        loss = loss - extras.entropy_coef * entropy
+        loss = loss - extras.entropy_coef * average(extras.entropy_BT)
         metrics["entropy"] = metric(extras.entropy_BT)
     return LossOutput(loss, metrics, maxima)
 

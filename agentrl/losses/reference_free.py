@@ -96,8 +96,8 @@ def tpo(
     """Triple preference optimisation: CPO's contrast plus NLL of a third, gold answer.
 
     `-log sigmoid(beta * (lp_w - lp_l)) + alpha * NLL(y_gold)` (arXiv 2405.16681). The "reference"
-    of the paper is this answer, not a policy. With alpha 0 no gold answer is needed. Raises
-    ConfigError if one is and there is none.
+    of the paper is this answer, not a policy. With alpha 0 no gold answer is needed (of a batch of
+    pairs: `members=2`). Raises ConfigError if one is and there is none.
     """
     losses_P = -F.logsigmoid(beta * (pairs.chosen_P - pairs.rejected_P))
     out = _mean(losses_P, pairs.chosen_P, pairs.rejected_P, denominator)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: weighted, masked negative log-likelihood, and two relatives.
 
-Most methods of the field differ from plain SFT in the weights alone; `agentrl.losses.weights`
-makes those.
+Most methods of the field differ from plain SFT in the weights alone; `agentrl.select.weights` makes
+those.
 """
 
 from __future__ import annotations

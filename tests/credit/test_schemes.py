@@ -280,7 +280,7 @@ def test_failed_attempts_enter_no_baseline() -> None:
     found = assign([[*ok, failed]], leave_one_out)
     assert found.advantages[0][:2] == leave_one_out(ok)
     assert found.advantages[0][2] is None
-    assert found.dropped == {"failed in our hands": 1}
+    assert found.dropped == {"failed or not scored": 1}
     assert not found.refill
 
 
@@ -306,7 +306,7 @@ def test_groups_without_a_signal_are_dropped_and_counted() -> None:
     assert found.dropped == {
         "no signal in the group": 5,
         "group too small": 2,
-        "failed in our hands": 1,
+        "failed or not scored": 1,
         "nothing sampled": 1,
     }
     alone = assign([[turns(1.0)]], gae_tokens, smallest=1)

@@ -163,6 +163,17 @@ def test_clipping_takes_the_gradient_and_is_counted_raw() -> None:
     assert pg.grpo(logprobs_BT, batch, 1, dual_clip=3.0).loss.item() == pytest.approx(3.0)
 
 
+def test_a_ratio_beyond_all_bounds_is_clipped_not_lost() -> None:
+    """A sample's ratio of exp(120): where the advantage is positive the bound holds."""
+    made = sample(3, advantages=1.0, old=[-41.0] * 3, prompt=2)
+    logprobs_BT, batch = one_batch([made], [[-1.0] * 3])
+    logprobs_BT = logprobs_BT.detach().float().requires_grad_()  # in which exp(120) is infinite
+    out = pg.rloo(logprobs_BT, batch, 1)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(-1.2)
+    assert logprobs_BT.grad.abs().max() == 0
+
+
 def test_cispo_keeps_every_gradient() -> None:
     logprobs_BT, batch = one_batch([sample(2, advantages=1.0, old=[-9.0, -1.0])], [[-1.0, -1.0]])
     out = pg.cispo(logprobs_BT, batch, 2, cap=5.0)

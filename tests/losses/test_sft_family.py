@@ -16,8 +16,8 @@ from agentrl import losses
 from agentrl.batch import collate, trainable_weight
 from agentrl.errors import ConfigError, DataError
 from agentrl.losses import dft, poft, sft
-from agentrl.losses.masked import masked_inputs
-from agentrl.losses.weights import (
+from agentrl.losses.masked import masked_inputs, masked_rate
+from agentrl.select.weights import (
     LetiTokens,
     drop_turns,
     focal_weight,
@@ -25,7 +25,6 @@ from agentrl.losses.weights import (
     key_weights,
     leti_prompt,
     leti_sample,
-    masked_rate,
     normalised,
     reward_weights,
     scaled,

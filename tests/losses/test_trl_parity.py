@@ -445,6 +445,8 @@ def test_grpo_family(name, loss_type, level, beta, tool, old) -> None:
     more = {"max_tokens": 9.0} if name == "dr_grpo" else {}
     loss = losses.make(name, extras=Extras(kl_coef=beta, kl="k3"), **clip, **more)
     out = loss(*ours(samples, **lists), losses.denominator(name, samples))
+    if old:  # the bounds really bind, on one side at least
+        assert out.metrics["clip_high"] + out.metrics.get("clip_low", 0.0) > 0
     same(out.loss, trl)
 
 

@@ -1,4 +1,4 @@
-"""Token weights: how most supervised methods differ from plain SFT. Standard library only.
+"""Token weights: how most supervised methods differ from plain SFT.
 
 Each function takes or makes `Sample`s (or lists over a sample's tokens) for `agentrl.losses.sft`,
 whose loss is `sum(weight * nll) / denominator`. A weight is a mask and a scale in one number, but
@@ -197,10 +197,3 @@ def leti_sample(
 def leti_prompt(prompt_ids: Sequence[int], tokens: LetiTokens, iteration: int) -> list[int]:
     """What to sample from: the bare prompt in iteration 0, the good verdict before it from then."""
     return list(prompt_ids) if iteration == 0 else [tokens.good, *prompt_ids]
-
-
-def masked_rate(step: int, steps: int, peak: float = 0.4, warmup: float = 0.66) -> float:
-    """Masked thought's rate at a step from 0: linear up to `peak` over the first `warmup` of the
-    steps, then `peak` (arXiv 2403.02178)."""
-    ramp = warmup * steps
-    return peak if ramp <= 0 else peak * min(1.0, step / ramp)
