@@ -224,9 +224,10 @@ class ExecError:
 class ExecResult:
     """The sandbox's answer. `duration` and `cpu` are seconds, counted from the start of execution.
 
-    `value` is the repr of a cell's last expression (None if there was none). `isolation` names the
-    tier that was really in force. A reply is a claim of untrusted code; only `status`, `exit_code`,
-    `signal`, `duration`, `cpu` and `peak_memory_mb` come from the supervisor.
+    `value` is the repr of a cell's last expression (None if there was none). `artifacts` are what a
+    cell displayed, as in `display-1.png` -> bytes: never decode them outside a sandbox. `isolation`
+    names the tier that was really in force. A reply is a claim of untrusted code; only `status`,
+    `exit_code`, `signal`, `duration`, `cpu` and `peak_memory_mb` come from the supervisor.
     """
 
     status: ExecStatus

@@ -145,16 +145,6 @@ GAMES: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
         ("ok", "error"),
         K,
     ),
-    "B12-handler-raises-later": (
-        """
-        import signal, subprocess
-        def stop(*_): raise TimeoutError('a child ended')
-        signal.signal(signal.SIGCHLD, stop)
-        children = [subprocess.Popen(['sleep', f'0.0{n}']) for n in range(8)]
-        """,
-        ("ok", "error"),
-        EITHER,
-    ),
     "B12-dump-later": (
         "import faulthandler; faulthandler.dump_traceback_later(0.01, exit=True)\nimport time; time.sleep(0.5)",
         ("exit",),

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sandbox_arena import SMALL, Arena, Go, open_box
 
 from agentrl.types import ExecResult, Limits
-from sandboxes.embedded import EmbeddedSandbox, Profile, artifacts
+from sandboxes.embedded import EmbeddedSandbox, Profile, artifacts, results
 from sandboxes.embedded.inside import displays
 
 RICH = """
@@ -140,6 +144,46 @@ def test_programs_have_no_displays(go: Go, box: EmbeddedSandbox) -> None:
 def test_claims_of_displays_that_cannot_be(forgery) -> None:
     assert artifacts.check(forgery, Limits()) is not None
     assert artifacts.check({"displays": [[1, "png", 10]], "left_out": 1}, Limits()) is None
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+_JSON = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+_KEYS = st.sampled_from([*sorted(results._CLAIM_KEYS), "other"])
+_DISPLAY = st.tuples(
+    st.integers(-1, 1 << 21) | _JSON,
+    st.sampled_from(sorted(artifacts.ENDINGS)) | _JSON,
+    st.integers(-1, 1 << 25) | _JSON,
+).map(list)
+
+
+@given(
+    st.dictionaries(_KEYS, _JSON)
+    | st.fixed_dictionaries(
+        {
+            "id": st.just(1),
+            "status": st.sampled_from(["ok", "error", "exit"]),
+            "displays": st.lists(_DISPLAY, max_size=40) | _JSON,
+            "left_out": st.integers(-1, 3) | _JSON,
+        }
+    )
+)
+def test_any_claim_is_judged(claim) -> None:
+    """Claims of any shape are refused or right, and never raise."""
+    limits = Limits()
+    if results.check_claim(claim, 1, limits) is None:
+        shown = claim.get("displays", [])
+        assert len(shown) <= displays.MOST
+        assert sum(size for _, _, size in shown) <= limits.download_bytes
+        fds = artifacts.hold(claim)
+        found = artifacts.take(claim, fds)
+        for fd in fds:
+            os.close(fd)
+        assert found is not None
+        assert set(found) == {f"display-{n}.{ending}" for n, ending, _ in shown}
 
 
 HOARD = """

@@ -67,6 +67,8 @@ def test_other_notebook_lines_are_syntax_errors(go: Go, box: EmbeddedSandbox, so
             "async with c() as x:\n    pass\nx",
             "7",
         ),
+        ("import asyncio\nt = asyncio.create_task(asyncio.sleep(0, 5))\nawait t", "5"),
+        ("import asyncio\nasyncio.run(asyncio.sleep(0, 3))", "3"),
         ("__name__", "'__main__'"),
         ("import pickle\nclass A: pass\ntype(pickle.loads(pickle.dumps(A()))) is A", "True"),
         (
@@ -155,8 +157,8 @@ def test_a_million_lines(go: Go, arena: Arena) -> None:
 @pytest.mark.parametrize(
     ("source", "shown", "lines"),
     [
-        ("def f(): f()\nf()", "[Previous line repeated 98", 14),
-        ("def f(): g()\ndef g(): f()\nf()", "[Previous 2 frames repeated 49", 22),
+        ("def f(): f()\nf()", "[Previous line repeated 9", 14),
+        ("def f(): g()\ndef g(): f()\nf()", "[Previous 2 frames repeated 4", 22),
         ("import random\nfs = [lambda: random.choice(fs)()] * 2\nfs[0]()", "[Previous line", 14),
     ],
 )
@@ -225,3 +227,17 @@ def test_a_forgotten_alarm_does_not_end_the_next_cell(go: Go, box: EmbeddedSandb
     assert (first.value, second.value) == ("1", "2")
     assert third.error is not None
     assert third.error.name == "TimeoutError"
+
+
+def test_a_handler_that_raises_later_ends_cells_only(go: Go, box: EmbeddedSandbox) -> None:
+    """What it raises comes out of the cell that runs then, or the next, and never out of ours."""
+    source = (
+        "import signal, subprocess\nx = 1\ndef stop(*_): raise TimeoutError('a child ended')\n"
+        "signal.signal(signal.SIGCHLD, stop)\n"
+        "children = [subprocess.Popen(['sleep', f'0.0{n}']) for n in range(8)]"
+    )
+    first, *others, last = play(go, box, source, *["x"] * 200, "import time; time.sleep(0.1)", "x")
+    assert first.status in ("ok", "error")
+    assert {r.error.name for r in others if r.error} <= {"TimeoutError"}
+    assert {r.status for r in others} <= {"ok", "error"}
+    assert last.value == "1"

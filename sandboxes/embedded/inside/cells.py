@@ -10,7 +10,7 @@ import linecache
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import displays, kernel, shell, tracebacks, wire
@@ -44,6 +44,20 @@ def flush() -> None:
         except BaseException:
             pass
     kernel.flush_c_streams()
+
+
+def _alone(function: Callable[..., Any], *args: Any) -> Any:
+    """Call it, and end what the code leaves that would see, break or interrupt what follows."""
+    try:
+        return function(*args)
+    finally:  # in this frame, which began before any tracer: a call of ours would be traced
+        try:
+            _setprofile(None)
+        except BaseException:
+            pass
+        _settrace(None)
+        for timer in _TIMERS:
+            _setitimer(timer, 0)
 
 
 class Cells:
@@ -132,22 +146,25 @@ class Cells:
         body = compile(tree, name, "exec", self.flags, dont_inherit=True)
         self.flags |= sum(f for f in _FUTURES if body.co_flags & f and not self.flags & f)
         value = compile(last, name, "eval", self.flags, dont_inherit=True) if last else None
-        if tree.body:
-            self._run_code(body)
-        return self._run_code(value) if value else None
+        return self._run_code([body, value] if value else [body])
 
-    def _run_code(self, code: types.CodeType) -> Any:
-        try:
-            result = eval(code, self.names)
-            return self._await(result) if code.co_flags & _COROUTINE else result
-        finally:  # a tracer would see, and might break, what follows
-            try:
-                _setprofile(None)
-            except BaseException:
-                pass
-            _settrace(None)
-            for timer in _TIMERS:  # an alarm that the code forgot would end the next cell
-                _setitimer(timer, 0)
+    def _run_code(self, codes: Sequence[types.CodeType]) -> Any:
+        """Run them one after the other; the last one's value."""
+        if any(code.co_flags & _COROUTINE for code in codes):
+            return _alone(self._await, self._in_turn(codes))
+        value = None
+        for code in codes:
+            value = _alone(eval, code, self.names)
+        return value
+
+    async def _in_turn(self, codes: Sequence[types.CodeType]) -> Any:
+        """All of a cell runs in the event loop if one part of it awaits."""
+        value = None
+        for code in codes:
+            value = eval(code, self.names)
+            if code.co_flags & _COROUTINE:
+                value = await value
+        return value
 
     def _await(self, coroutine: Any) -> Any:
         import asyncio
