@@ -21,7 +21,7 @@ def anchor_groups(
 ) -> Advantages:
     """The group-relative advantage of the attempt plus `omega` times that of each turn.
 
-    GiGPO, arXiv 2505.10978, section 4: all turns of the group that began in an equal state
+    GiGPO, arXiv 2505.10978: all turns of the group that began in an equal state
     (`Episode.states`) are compared by their discounted returns, `(G - mean) / (std + eps)`; a state
     seen once gives 0. `std=False` divides neither part. Raises DataError if an episode lacks
     states.

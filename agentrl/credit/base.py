@@ -61,6 +61,8 @@ class Episode:
     def __post_init__(self) -> None:
         if self.values and len(self.values) != len(self.turns):
             raise ValueError(f"{len(self.values)} values for {len(self.turns)} tokens")
+        if missing := set(range(self.n_turns)) - set(self.turns):
+            raise ValueError(f"turns are numbered from 0 without gaps; there is no {min(missing)}")
 
     @property
     def n_turns(self) -> int:

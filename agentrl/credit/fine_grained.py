@@ -27,7 +27,7 @@ def fine_grained(
 ) -> Advantages:
     """GAE over tokens of the sum of all sources' rewards, each source times its weight.
 
-    Wu et al., arXiv 2306.01693, section 3: r_t = sum_k w_k R_k at the last token of each segment,
+    Wu et al., arXiv 2306.01693: r_t = sum_k w_k R_k at the last token of each segment,
     KL apart (`kl_rewards`). A source without a weight counts as it is.
 
     Bias when the policy chooses when to stop: more segments make more reward, so where most are

@@ -16,7 +16,7 @@ def shaped(
 ) -> list[float]:
     """Stage II: `r_t + alpha * (r_t - r_(t-1))` from the second turn, the first as it is.
 
-    SCoRe, arXiv 2409.12917, section 5.2 and, for more than two turns, appendix A.1. Stage I: only
+    SCoRe, arXiv 2409.12917, and, for more than two turns, its appendix A.1. Stage I: only
     the last turn's reward, as it is.
     """
     if stage == 1:

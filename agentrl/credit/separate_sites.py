@@ -18,7 +18,7 @@ def separate_sites(
 ) -> Advantages:
     """Discounted rewards less the value of each token, not carried across a reward site.
 
-    ArXiv 2405.18649, section 3.3, with lambda 1. `separate`: a token is credited with rewards up to
+    ArXiv 2405.18649, with lambda 1. `separate`: a token is credited with rewards up to
     the next site (the end of its explanation, or of the code), as the paper's text says; `summed`
     with all that follow, as its plain backward sum does. Rewards of source `kl` belong to their own
     tokens and cut nothing. (The paper's printed formula adds the KL term to ordinary tokens; it is

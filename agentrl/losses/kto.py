@@ -25,7 +25,7 @@ def kto(
 ) -> LossOutput:
     """`w (1 - sigmoid(beta (r - kl)))` for good answers, `w (1 - sigmoid(beta (kl - r)))` for bad.
 
-    ArXiv 2402.01306, equations 7 and 8; r is the answer's log-ratio to the reference.
+    ArXiv 2402.01306; r is the answer's log-ratio to the reference.
     `desirable[i]` is the mark of the step's sample i, `kl` the step's reference point (`kto_kl`), a
     constant; with `kl=0` this is APO-zero of single answers (arXiv 2408.06266). Averaged over the
     step's samples (`denominator`). Weights should make the two kinds count alike: desirable_weight

@@ -73,7 +73,7 @@ class PairScores:
     def under(self, divergence: Divergence, alpha: float = 0.5) -> PairScores:
         """The pairs with f'(t) in place of each log-ratio log t: DPO under another divergence.
 
-        f-DPO, arXiv 2309.16240, table 1: `reverse_kl` is log t itself, `forward_kl` 1 - 1/t, `js`
+        f-DPO, arXiv 2309.16240: `reverse_kl` is log t itself, `forward_kl` 1 - 1/t, `js`
         log(2t / (t + 1)), `alpha` (t^(alpha-1) - 1) / (alpha - 1). For losses of the difference of
         two rewards; the metrics are then of f' as well. Raises ConfigError for an unknown name.
         """
@@ -191,7 +191,7 @@ def suffix_only(pair: Pair) -> Pair:
 def length_desensitised(pair: Pair, alpha: float) -> Pair:
     """The pair with weights times `alpha` from where the longer answer goes on alone.
 
-    LD-DPO, arXiv 2409.06411, equation 8: `alpha` 0 reads as many tokens of both, 1 is DPO. Lengths
+    LD-DPO, arXiv 2409.06411: `alpha` 0 reads as many tokens of both, 1 is DPO. Lengths
     count tokens with a weight.
     """
     lengths = [sum(w > 0 for w in s.weights) for s in (pair.chosen, pair.rejected)]
@@ -207,7 +207,7 @@ def length_desensitised(pair: Pair, alpha: float) -> Pair:
 
 
 def visit_flip(chosen_visits: int, rejected_visits: int) -> float:
-    """Label smoothing from search visits: `min(1 / (N_w / N_l + 1), 1 / 2)` (MCTS-DPO, section 3).
+    """Label smoothing from search visits: `min(1 / (N_w / N_l + 1), 1 / 2)`, as MCTS-DPO's code.
 
     0.5 for two answers that the search never visited: it has no opinion.
     """

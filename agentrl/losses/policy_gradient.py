@@ -183,7 +183,7 @@ def cispo(
 ) -> LossOutput:
     """REINFORCE with the token's ratio, at most `cap` and held constant, as weight; mean of tokens.
 
-    MiniMax-M1, arXiv 2506.13585, equation 4: no token loses its gradient. `cap` is the largest
+    MiniMax-M1, arXiv 2506.13585: no token loses its gradient. `cap` is the largest
     ratio itself (TRL's `epsilon_high`), not its distance from 1. `denominator`: the sum of weights.
     """
     advantages_BT = required(batch.advantages_BT, "advantages")

@@ -46,7 +46,7 @@ def robust_dpo(
 ) -> LossOutput:
     """DPO whose mean over labels flipped with a known probability is the loss of the true labels.
 
-    ArXiv 2403.00409, equation 12. Not cDPO: here the flipped label's loss is subtracted. Raises
+    ArXiv 2403.00409. Not cDPO: here the flipped label's loss is subtracted. Raises
     ConfigError unless 0 <= label_smoothing < 1/2.
     """
     if not 0 <= label_smoothing < 0.5:
@@ -61,7 +61,7 @@ def robust_dpo(
 def dpo_norm(pairs: PairScores, denominator: float, *, beta: float = 0.1) -> LossOutput:
     """DPO of the mean log-ratio per token: `-log sigmoid(beta * (r_w/|y_w| - r_l/|y_l|))`.
 
-    The length-normalised form of Tulu 3 (arXiv 2411.15124, section 5.1.2), where beta is about 5.
+    The length-normalised form of Tulu 3 (arXiv 2411.15124), where beta is about 5.
     """
     return _mean(-F.logsigmoid(beta * _mean_delta(pairs)), pairs, denominator)
 
@@ -92,7 +92,7 @@ def rpo(
 ) -> LossOutput:
     """DPO plus `eta * beta` times the NLL of the chosen answer, summed over its tokens.
 
-    ArXiv 2405.16436, equation 4.2: the imitation term is what pessimism about the reward amounts
+    ArXiv 2405.16436: the imitation term is what pessimism about the reward amounts
     to, and keeps the chosen answer from becoming less likely. With `chosen_tokens`, the number of
     chosen tokens in the step, the term is `eta` times the mean NLL of those tokens instead: TRL's
     `["sigmoid", "sft"]` and its `rpo_alpha`, about 1 there. The scales differ by beta and by

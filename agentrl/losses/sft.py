@@ -34,7 +34,7 @@ def sft(logprobs_BT: Tensor, batch: Batch, denominator: float) -> LossOutput:
 def dft(logprobs_BT: Tensor, batch: Batch, denominator: float) -> LossOutput:
     """SFT in which a token's loss is scaled by its own probability, held constant.
 
-    `-sum(weight * sg(p) * log p) / denominator`: dynamic fine-tuning, arXiv 2508.05629, equation 9.
+    `-sum(weight * sg(p) * log p) / denominator`: dynamic fine-tuning, arXiv 2508.05629.
     Unlikely tokens no longer dominate the gradient. Metrics: `nll`, without the scaling.
     """
     check_denominator(denominator, "sum of weights")

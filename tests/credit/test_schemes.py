@@ -144,6 +144,8 @@ def test_gae_over_turns_reads_values_where_turns_begin() -> None:
     assert found == pytest.approx([1 + 0.9 * 0.25 - 0.5 + 0.45 * last, last])
     with pytest.raises(ValueError, match="1 values for 2 tokens"):
         Episode([0, 0], [], values=[1.0])
+    with pytest.raises(ValueError, match="there is no 1"):
+        Episode([0, -1, 2], [])
 
 
 def test_fine_grained() -> None:
@@ -357,6 +359,20 @@ def test_the_order_of_attempts_does_not_matter(order, name) -> None:
     made = scheme(group)
     for i, a in zip(order, scheme([group[i] for i in order]), strict=True):
         assert a == pytest.approx(made[i])
+
+
+@given(
+    st.sampled_from([leave_one_out, group_relative, anchor_groups, returns_to_go]),
+    st.lists(st.lists(st.integers(-3, 3), min_size=2, max_size=2), min_size=2, max_size=5),
+    st.integers(-4, 4),
+)
+def test_a_constant_added_to_every_reward_changes_nothing(scheme, rewards, constant) -> None:
+    """Where all attempts have as many turns."""
+    plain, moved = (
+        [turns(*(r + c for r in row), states=(0, 1)) for row in rewards] for c in (0, constant)
+    )
+    for a, b in zip(scheme(plain), scheme(moved), strict=True):
+        assert a == pytest.approx(b, abs=1e-9)
 
 
 def test_every_scheme_says_its_bias() -> None:

@@ -271,14 +271,41 @@ def test_cdpo_through_trl_s_cpo_on_log_ratios() -> None:
     same(out.loss, expected)
 
 
-def test_orpo_s_odds_ratio() -> None:
-    """The ratio's term alone: TRL's NLL is also over the prompt, which the paper's is not."""
-    scores = losses.pair_scores(*ours(rows()))
-    trl = bare(ORPOTrainer, beta=0.1)
-    ratio = trl.odds_ratio_loss(scores.chosen_mean_P, scores.rejected_mean_P)[0]
-    nll = -(scores.chosen_P.sum() / 6.0)
-    out = losses.make("orpo", beta=0.1, nll_tokens=6.0)(*ours(rows()), 2)
-    same(out.loss, nll - ratio.mean())
+def answers_apart(samples) -> dict[str, torch.Tensor]:
+    """The inputs of TRL's older trainers, chosen and rejected apart."""
+    made = {}
+    for name, order in (("chosen", [0, 2]), ("rejected", [1, 3])):
+        rows_ = theirs([samples[i] for i in order])
+        mask = rows_.pop("completion_mask")
+        made |= {f"{name}_{key}": value for key, value in rows_.items()}
+        made[f"{name}_labels"] = rows_["input_ids"].masked_fill(mask == 0, -100)
+    return made
+
+
+OLDER = {"padding_value": 0, "pad_token_id": 0}
+
+
+def test_cpo_from_the_batch_on() -> None:
+    """With its NLL, which TRL averages over the tokens of all chosen answers of the batch."""
+    trainer = bare(
+        CPOTrainer, loss_type="sigmoid", alpha=0.0, cpo_alpha=0.8, simpo_gamma=0.5, **OLDER
+    )
+    trl, _ = trainer.get_batch_loss_metrics(POLICY, answers_apart(rows()))
+    same(losses.make("cpo", alpha=0.8, nll_tokens=6.0)(*ours(rows()), 2).loss, trl)
+
+
+def test_orpo_from_the_batch_on() -> None:
+    """TRL's NLL is over prompt and answer. The paper's, and ours, is over the answer: the losses
+    differ by that alone."""
+    samples = rows()
+    trainer = bare(ORPOTrainer, beta=0.1, **OLDER)
+    trl, _ = trainer.get_batch_loss_metrics(POLICY, answers_apart(samples))
+    out = losses.make("orpo", beta=0.1, nll_tokens=6.0)(*ours(samples), 2)
+    assert out.loss.item() != pytest.approx(trl.item(), abs=1e-3)
+    whole = [Sample(samples[i].token_ids, [1.0] * len(samples[i].token_ids)) for i in (0, 2)]
+    with_prompt = losses.get("sft")(*ours(whole), losses.denominator("sft", whole)).loss
+    without = losses.get("sft")(*ours([samples[0], samples[2]]), 6.0).loss
+    same(out.loss + with_prompt - without, trl)
 
 
 @pytest.mark.parametrize(
