@@ -1,7 +1,8 @@
 """Starting a zygote without bubblewrap: in a container, with users for sessions, or unprotected.
 
 In a container sessions see what the container shows. Elsewhere sessions with users of their own see
-the system, the interpreter and the profile's packages.
+the system, the interpreter and the profile's packages; what is installed for the interpreter itself
+is hidden if this process may mount.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def build(
     elif block is None:
         folders = sorted({os.path.dirname(path) for path in packages.values()})
         visible = []
-    elif hidden := [p for p in (prefix, *packages.values()) if not uids.reachable(p)]:
-        _check_staging(hidden[0])
+    elif kernel.capabilities() & 1 << kernel.CAP_SYS_ADMIN:
         stage = {"python": prefix} | {f"site/{name}": path for name, path in packages.items()}
         prefix, folders, visible = f"{STAGE}/python", [f"{STAGE}/site"], [STAGE]
     else:
+        _check_reachable(prefix, *packages.values())
         links, folders, visible = packages, [block.site], [block.site, prefix, *packages.values()]
     code = os.memfd_create("inside", 0)
     with open(code, "wb", closefd=False) as file:
@@ -57,9 +58,10 @@ def build(
     return plan, inherited
 
 
-def _check_staging(hidden: str) -> None:
-    if not kernel.capabilities() & 1 << kernel.CAP_SYS_ADMIN:
-        raise IsolationError(
-            f"sessions cannot reach {hidden}, which only its owner can: install Python and the "
-            "packages where every user can read them, for example below /usr/local"
-        )
+def _check_reachable(*paths: str) -> None:
+    for path in paths:
+        if not uids.reachable(path):
+            raise IsolationError(
+                f"sessions cannot reach {path}, which only its owner can: install Python and the "
+                "packages where every user can read them, for example below /usr/local"
+            )

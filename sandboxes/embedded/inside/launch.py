@@ -8,6 +8,7 @@ even if the host is killed.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
@@ -38,6 +39,8 @@ def main() -> NoReturn:
 def _start(plan: dict[str, Any]) -> NoReturn:
     if plan["stage"]:
         _stage(plan["stage"])
+        if plan["users"]:
+            _hide_packages()
     if plan["uid"] is not None:
         os.setgroups([])
         os.setresgid(plan["uid"], plan["uid"], plan["uid"])
@@ -71,6 +74,14 @@ def _stage(binds: dict[str, str]) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
         kernel.mount(f"/proc/self/fd/{sources[name]}", target, "", kernel.MS_BIND | kernel.MS_REC)
         os.close(sources[name])
+
+
+def _hide_packages() -> None:
+    """Cover the packages that are installed for the machine's interpreters by nothing."""
+    for base in (f"{STAGE}/python", "/usr", "/usr/local"):
+        for path in glob.glob(f"{base}/lib*/python3*/*-packages"):
+            flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_RDONLY
+            kernel.mount("tmpfs", path, "tmpfs", flags, "size=4k,mode=755")
 
 
 def _watch(plan: dict[str, Any]) -> None:
