@@ -58,7 +58,8 @@ def sandbox_checks() -> list[Check]:
     import sandboxes
 
     found = sandboxes.doctor()
-    text = f"{found.tier}; control groups: {found.cgroup}; {' '.join(found.languages)}"
+    tiers = f"{found.tier} (possible: {', '.join(found.tiers) or 'none'})"
+    text = f"{tiers}; control groups: {found.cgroup}; {' '.join(found.languages)}"
     reasons = [Check("", False, reason) for reason in found.reasons]
     return [Check("sandbox (embedded)", found.ok, text, needed=True), *reasons]
 

@@ -11,19 +11,21 @@ from typing import Any
 
 from agentrl.errors import AgentRLError
 from sandboxes import languages
-from sandboxes.embedded import EmbeddedSandbox, cgroups, jail
+from sandboxes.embedded import EmbeddedSandbox, cgroups, jail, uids
 from sandboxes.embedded.inside import landlock
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`tier` is the isolation that a sandbox here really gets: `namespaces`, or `none` where it
-    refuses to start without the override. `reasons` say what is missing and why."""
+    """`tier` is the isolation that a sandbox here really gets: `namespaces`, `uid`, or `none` where
+    it refuses to start without the override. `tiers` are all that are possible here, tried.
+    `reasons` say what is missing and why."""
 
     tier: str
     reasons: tuple[str, ...]
     cgroup: str
     languages: tuple[str, ...]
+    tiers: tuple[str, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -37,7 +39,7 @@ class Report:
 
 
 def doctor() -> Report:
-    """Start an isolated sandbox, run a cell in it, and report. Takes some tenths of a second."""
+    """Start a sandbox of each isolated tier, run a cell in it, and report. Takes about a second."""
     outcome: list[Report] = []
     thread = threading.Thread(target=lambda: outcome.append(asyncio.run(_examine())))
     thread.start()
@@ -56,21 +58,30 @@ async def _examine() -> Report:
     place, why = cgroups.detect() if platform.system() == "Linux" else (None, "not Linux")
     if place is None:
         reasons.append(f"no control groups ({why}): memory is limited by process and by watching")
-    tier = "none"
     try:
         details["bwrap"] = jail.find_bwrap()
-        async with EmbeddedSandbox(spares=0) as box, box.session() as session:
-            result = await session.run("6 * 7")
-            if result.value == "42":
-                tier = box.capabilities.isolation
-            else:
-                reasons.append(f"a trial cell failed: {result.status} {result.detail}")
-    except AgentRLError as error:
-        reasons.append(str(error))
+    except AgentRLError:  # a reason why the tier is not possible: see below
+        pass
+    problems = {tier: await _problem(tier) for tier in ("namespaces", "uid")}
+    tiers = tuple(tier for tier, problem in problems.items() if problem is None)
+    reasons += [f"no {tier}: {problem}" for tier, problem in problems.items() if problem]
     return Report(
-        tier=tier,
+        tier=tiers[0] if tiers else "none",
         reasons=tuple(reasons),
         cgroup=f"v{place.version} below {place.path}" if place else "none",
         languages=languages.available(),
+        tiers=tiers,
         details=details,
     )
+
+
+async def _problem(tier: str) -> str | None:
+    """Why sessions cannot be isolated so; None if one was, and worked."""
+    if tier == "uid" and (reason := uids.why_not()):
+        return reason
+    try:
+        async with EmbeddedSandbox(spares=0, isolation=tier) as box, box.session() as session:
+            result = await session.run("6 * 7")
+    except AgentRLError as error:
+        return str(error)
+    return None if result.value == "42" else f"a trial cell failed: {result.status} {result.detail}"

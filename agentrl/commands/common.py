@@ -23,7 +23,7 @@ def sandbox_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--isolation",
-        choices=["auto", "none"],
+        choices=["auto", "namespaces", "uid", "none"],
         default="auto",
         help="none: run the policy's code WITHOUT isolation, where the machine allows no other way",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -529,6 +530,8 @@ def test_doctor() -> None:
     report = sandboxes.doctor()
     assert report.ok
     assert report.tier == "namespaces"
+    assert report.tiers == (("namespaces",) if uids.why_not() else ("namespaces", "uid"))
+    assert any("not root" in reason for reason in report.reasons) == (os.geteuid() != 0)
     assert "python" in report.languages
     assert report.to_json()["details"]["kernel"]
 

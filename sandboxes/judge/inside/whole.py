@@ -49,7 +49,15 @@ def _with_pytest(pytest: Any, file: str) -> dict[str, list[str]]:
                 found[name] = ["wrong" if report.when == "call" else "error", text]
 
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "-c", os.devnull]
-    options += ["--rootdir", os.getcwd(), "--import-mode=importlib", "-o", "addopts="]
+    options += [
+        "--rootdir",
+        os.getcwd(),
+        "--confcutdir",
+        os.getcwd(),
+        "--import-mode=importlib",
+        "-o",
+        "addopts=",
+    ]
     pytest.main([*options, file], plugins=[Recorder()])
     return found
 
