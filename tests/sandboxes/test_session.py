@@ -216,7 +216,7 @@ def test_reset(go: Go, box: EmbeddedSandbox) -> None:
             await session.reset()
             fresh = await session.run("import os; ('x' in globals(), os.listdir('.'))")
             await session.run("import os; os._exit(0)")
-            with pytest.raises(SessionDead, match="interpreter ended"):
+            with pytest.raises(SessionDead, match="ended without a word"):
                 await session.run("1")
             await session.reset()
             return fresh, await session.run("2")
