@@ -31,7 +31,7 @@ def interpreter() -> str:
 
 def missing() -> str:
     """Why the peers cannot be imported; empty if they can."""
-    check = f"import importlib\nfor module in {list(MODULES.values())!r}: importlib.import_module(module)"
+    check = f"import importlib\nfor m in {list(MODULES.values())!r}: importlib.import_module(m)"
     done = subprocess.run([interpreter(), "-c", check], capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
 

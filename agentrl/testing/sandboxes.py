@@ -31,6 +31,7 @@ def check_sandbox(box: AbstractAsyncContextManager[Sandbox], *, timeout: float =
             await _check_timeout(opened, timeout)
             await _check_death(opened)
             await _check_program(opened)
+            await _check_judge(opened)
             await opened.close()
 
     asyncio.run(go())
@@ -125,3 +126,12 @@ async def _check_program(box: Sandbox) -> None:
     require(result.stdout == "['a'] b c\n", "args, stdin or files did not reach a whole program")
     result = await box.run("import sys; sys.exit(4)")
     require((result.status, result.exit_code) == ("exit", 4), "run hides a non-zero exit status")
+
+
+async def _check_judge(box: Sandbox) -> None:
+    cases = [{"call": "f", "args": [n], "expect": n * n} for n in range(3)]
+    verdict = await box.judge("def f(n): return n * n", cases)
+    require(verdict.passed, f"a right program did not pass: {verdict.detail}")
+    for wrong in ("def f(n): return n", "import os; os._exit(0)"):
+        verdict = await box.judge(wrong, cases)
+        require(not verdict.passed and not verdict.infra, f"{wrong!r} was judged {verdict.status}")

@@ -18,6 +18,7 @@ from agentrl.errors import IsolationError
 from sandboxes.embedded import inside
 from sandboxes.embedded.inside.launch import STAGE
 from sandboxes.embedded.profiles import Profile
+from sandboxes.judge import inside as judging
 
 SITE = "/opt/site"  # the profile's packages, in the jail
 _PYTHON = "/opt/python"  # the interpreter's prefix in the jail, unless it is below /usr
@@ -182,12 +183,14 @@ class Jail:
 
 
 def archive() -> bytes:
-    """The package `inside` as a zip file."""
+    """The package `inside`, and what the judge runs inside, as a zip file."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as bundle:
         for source in importlib.resources.files(inside).iterdir():
             if source.name.endswith(".py"):
                 bundle.writestr(f"inside/{source.name}", source.read_bytes())
+        for name, text in judging.archive().items():
+            bundle.writestr(name, text)
     return content.getvalue()
 
 

@@ -17,6 +17,7 @@ from agentrl.errors import IsolationError, SandboxError
 from sandboxes.embedded import bare, cgroups, jail, seccomp, uids
 from sandboxes.embedded.inside import wire
 from sandboxes.embedded.profiles import Profile
+from sandboxes.judge import inside as judging
 
 _BOOT_S = 60.0
 _IMPORT_SHARE = 0.9  # of it, the import budget of a profile
@@ -104,7 +105,7 @@ class Zygote:
             program = seccomp.build(unmapped_memory=unmapped, shared=shared)
         return {
             "tier": self.tier,
-            "imports": self.profile.preloaded,
+            "imports": (*self.profile.preloaded, *judging.MODULES),
             "import_s": _BOOT_S * _IMPORT_SHARE,
             "seccomp": program.hex(),
             "work": "/work" if self.tier == "namespaces" else "",

@@ -7,33 +7,37 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any, Self
 
 from agentrl.errors import SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
 from agentrl.types import CaseStatus, ExecError, ExecResult, Limits
-from sandboxes.judge import codec
+from sandboxes.judge import codec, inside
 
 _CELL_CHARS = 100_000  # longer messages go through a file
-_HERE = Path(__file__).parent
-_VERSION = sys.version_info[:2]
-_BOOT = """\
+
+# How a session gets its driver: it is there already, it comes compiled, or as source. Each cell
+# ends with `judge` made, or says that it could not.
+_OTHER = "'not so'"
+_PRELOADED = """\
 import sys
-import types
+if getattr(sys.modules.get('sandboxes.judge.digest'), 'VALUE', '') == {digest!r}:
+    judge = sys.modules['sandboxes.judge.inside.{driver}'].start()
+"""
+_BOOT = """\
+import sys, types
 def _boot(parts):
     for name, code in parts:
         module = sys.modules[name] = types.ModuleType(name)
         exec(code, module.__dict__)
-    return module.judge
+    return module.start()
 """
 _COMPILED = """\
 if sys.version_info[:2] == {version} and sys.implementation.name == 'cpython':
     import marshal
     judge = _boot(marshal.loads(bytes.fromhex({code!r})))
 """
-_OTHER = "'other version'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,12 @@ class Guest:
         if self._up:
             return await self._session.run(cell, timeout=self._timeout)
         self._up = True
-        first = f"{_compiled(self._driver)}{cell} if 'judge' in globals() else {_OTHER}"
-        result = await self._session.run(first, timeout=self._timeout)
-        if result.value == _OTHER:
-            result = await self._session.run(_plain(self._driver) + cell, timeout=self._timeout)
-        return result
+        for make in (_preloaded, _compiled):
+            first = f"{make(self._driver)}{cell} if 'judge' in globals() else {_OTHER}"
+            result = await self._session.run(first, timeout=self._timeout)
+            if result.value != _OTHER:
+                return result
+        return await self._session.run(_plain(self._driver) + cell, timeout=self._timeout)
 
     async def _read(self, result: ExecResult) -> Reply:
         if result.status == "infra":
@@ -165,13 +170,9 @@ def error_of(raised: Any) -> tuple[list[str], ExecError] | None:
 
 
 @cache
-def _sources(driver: str) -> tuple[tuple[str, str], ...]:
-    """The modules that a driver is made of, in order, and their sources."""
-    names = ("codec", "inside.driver", f"inside.{driver}")
-    return tuple(
-        (f"sandboxes.judge.{name}", (_HERE / f"{name.replace('.', '/')}.py").read_text("utf-8"))
-        for name in names
-    )
+def _preloaded(driver: str) -> str:
+    """The cell that takes the driver that the session has had from its start."""
+    return _PRELOADED.format(driver=driver, digest=inside.digest())
 
 
 @cache
@@ -179,9 +180,11 @@ def _compiled(driver: str) -> str:
     """The cell that makes the driver, without compiling it where the version is ours."""
     parts = [
         (name, _bare(compile(source, "<judge>", "exec", optimize=2)))
-        for name, source in _sources(driver)
+        for name, source in inside.sources(driver)
     ]
-    return _BOOT + _COMPILED.format(version=_VERSION, code=marshal.dumps(parts).hex())
+    return _BOOT + _COMPILED.format(
+        version=tuple(sys.version_info[:2]), code=marshal.dumps(parts).hex()
+    )
 
 
 def _bare(code: CodeType) -> CodeType:
@@ -193,4 +196,4 @@ def _bare(code: CodeType) -> CodeType:
 @cache
 def _plain(driver: str) -> str:
     """The same for another version of Python."""
-    return f"judge = _boot({_sources(driver)!r})\n"
+    return f"judge = _boot({inside.sources(driver)!r})\n"

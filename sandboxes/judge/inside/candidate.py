@@ -173,4 +173,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 """What the tests can do with an object. The last ones only where the judge trusts them."""
 
-judge = Driver(Candidate())
+
+def start() -> Driver:
+    """The driver, in a fresh session."""
+    return Driver(Candidate())

@@ -336,4 +336,6 @@ def _outcome(error: BaseException) -> list[str]:
     return ["wrong" if isinstance(error, AssertionError) else "error", text + where]
 
 
-judge = Driver(Tests())
+def start() -> Driver:
+    """The driver, in a fresh session."""
+    return Driver(Tests())
