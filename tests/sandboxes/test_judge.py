@@ -382,14 +382,17 @@ class TestMore:
 """
 
 
+IN_ONE: dict[str, Any] = {"mode": "pytest_inproc", "timeout": 30}  # pytest takes its time to start
+
+
 def test_tests_in_the_same_process(ask) -> None:
-    verdict = ask(SQUARE, IN_PROCESS, mode="pytest_inproc")
+    verdict = ask(SQUARE, IN_PROCESS, **IN_ONE)
     assert (verdict.passed, verdict.integrity) == (True, "weak")
     assert [c.id for c in verdict.cases] == ["test_small", "TestMore::test_large"]
-    wrong = ask("def f(x): return 4", IN_PROCESS, mode="pytest_inproc")
+    wrong = ask("def f(x): return 4", IN_PROCESS, **IN_ONE)
     assert statuses(wrong) == ["passed", "wrong"]
-    missing = ask(SQUARE, IN_PROCESS, mode="pytest_inproc", required=["test_small", "test_other"])
-    assert statuses(missing) == ["passed", "error"]
+    missing = ask(SQUARE, IN_PROCESS, **IN_ONE, required=["test_small", "test_other"])
+    assert statuses(missing) == ["passed", "missing"]
 
 
 PYTEST = Profile(
@@ -418,11 +421,9 @@ def test_xfail():
 
 
 def test_pytest_itself_where_the_profile_has_it(ask) -> None:
-    verdict = ask(SQUARE, WITH_PYTEST, mode="pytest_inproc", profile=PYTEST,
-                  limits=Limits(wall_s=30))  # fmt: skip
+    verdict = ask(SQUARE, WITH_PYTEST, **IN_ONE, profile=PYTEST)  # fmt: skip
     assert statuses(verdict) == ["passed", "passed", "skipped", "skipped"], verdict
-    wrong = ask("def f(n): return 1", WITH_PYTEST, mode="pytest_inproc", profile=PYTEST,
-                limits=Limits(wall_s=30))  # fmt: skip
+    wrong = ask("def f(n): return 1", WITH_PYTEST, **IN_ONE, profile=PYTEST)  # fmt: skip
     assert statuses(wrong) == ["wrong", "wrong", "skipped", "skipped"], wrong
 
 
@@ -469,7 +470,7 @@ def test_our_failures_are_tried_again_and_never_a_fail(
     go: Go, box: EmbeddedSandbox, mode: str, program: str, cases: Any, late: bool
 ) -> None:
     once: Any = Failing(box, 1, late)
-    assert go(judge(once, program, cases, mode=mode)).passed
+    assert go(judge(once, program, cases, mode=mode, timeout=30)).passed
     always: Any = Failing(box, 100, late)
     verdict = go(judge(always, program, cases, mode=mode))
     assert (verdict.infra, verdict.passed, verdict.status) == (True, False, "infra")

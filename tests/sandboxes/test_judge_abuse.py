@@ -24,6 +24,8 @@ SLOW = ("E14", "E15", "X23", "X24", "X25", "X26", "X27", "X45")
 async def judged(arena: Arena, program: str, cases: Any, mode: str, **options: Any) -> Verdict:
     """The verdict; nothing must be left of the sessions, and the bystander must answer."""
     before = arena.counts()
+    if mode == "pytest_inproc":  # pytest takes its time to start
+        options = {"timeout": 10, **options}
     started = time.monotonic()
     verdict = await arena.box.judge(textwrap.dedent(program), cases, mode=mode, **options)
     assert time.monotonic() - started < 20
@@ -68,7 +70,8 @@ def test_stdio(go: Go, arena: Arena, name: str, checker: str) -> None:
 
 @pytest.mark.parametrize("name", IN_PROCESS)
 def test_in_process(go: Go, arena: Arena, name: str) -> None:
-    verdict = go(judged(arena, IN_PROCESS[name], IMPORTING, "pytest_inproc"))
+    options = {"timeout": 2} if name.startswith("E14") else {}
+    verdict = go(judged(arena, IN_PROCESS[name], IMPORTING, "pytest_inproc", **options))
     assert_failed(verdict)
     assert verdict.integrity == "weak"
 
