@@ -52,6 +52,8 @@ def mount_private(limits: Mapping[str, Any]) -> None:
     kernel.mount("tmpfs", "/work", "tmpfs", safe, f"{size},mode=755")
     kernel.mount("tmpfs", "/tmp", "tmpfs", safe, f"{size},mode=1777")
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", safe, f"{size},mode=1777")
+    if os.path.isdir("/sys"):  # of a container; bubblewrap's jail has none
+        kernel.mount("tmpfs", "/sys", "tmpfs", safe | kernel.MS_RDONLY, "size=4k,mode=555")
 
 
 def build(plan: Mapping[str, Any], limits: Mapping[str, Any]) -> None:
