@@ -42,6 +42,9 @@ _UNWANTED = re.compile(
 _FOUND = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)
 _STANDARD = re.compile(r"^(/usr)?/lib(32|64|x32)?/")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LINKED = re.compile(  # what the linker takes for C and C++ without further options
+    r".*crt.*\.o|lib(c|m|mvec|pthread|dl|rt|util)(_nonshared)?\.(a|so(\.\d+)?)"
+)
 Say = Callable[[str], None]
 
 
@@ -228,10 +231,8 @@ def _compiler(root: Root) -> bool:
         root.tree(folder, folder)
     root.tree("/usr/include", "/usr/include")
     library = os.path.dirname(os.path.realpath(_output("gcc", "-print-file-name=crt1.o")))
-    for path in Path(library).glob("*"):
-        if re.fullmatch(
-            r"(.*crt.*\.o|lib(c|m|mvec|pthread|dl|rt|util)(_nonshared)?\.(a|so))", path.name
-        ):
+    for path in Path(library).iterdir():
+        if _LINKED.fullmatch(path.name):
             root.add(str(path), str(path))
     for name in ("gcc", "g++", "cc", "c++", "as", "ld"):
         _tool(root, name)
