@@ -98,6 +98,7 @@ class _Server(asyncio.Protocol):
 async def _open(isolation: str, limits: dict[str, Any], profile: str, spares: int) -> Any:
     if os.getpid() == 1:
         raise SandboxError("the server must not be the container's first process")
-    wanted = Limits(**limits)
-    box = EmbeddedSandbox(wanted, isolation=isolation, profile=profile, spares=spares)
+    box = EmbeddedSandbox(
+        Limits(**limits), isolation=isolation, profile=profile, spares=spares, jail="container"
+    )
     return await box.open()
