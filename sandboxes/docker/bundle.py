@@ -44,7 +44,7 @@ while size:
         os._exit(0)
     os.write(archive, data)
     size -= len(data)
-sys.path.insert(0, "/proc/self/fd/%d" % archive)
+sys.path.insert(0, "/proc/%d/fd/%d" % (os.getpid(), archive))  # a path for its children, too
 from sandboxes.docker import inside
 inside.main()
 """
