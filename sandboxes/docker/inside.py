@@ -36,11 +36,14 @@ async def _serve() -> None:
 
 
 class _Outlet(asyncio.Protocol):
-    """Writes answers, and waits where the other end reads too slowly."""
+    """Writes answers, those of one turn of the loop together, and waits where the other end reads
+    too slowly."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
         self._room.set()
+        self._ready: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -54,8 +57,14 @@ class _Outlet(asyncio.Protocol):
 
     async def send(self, body: dict[str, Any], blobs: list[bytes]) -> None:
         await self._room.wait()
+        if not self._ready:
+            self._loop.call_soon(self._flush)
+        self._ready.append(_encoded(body, blobs))
+
+    def _flush(self) -> None:
+        data, self._ready = b"".join(self._ready), []
         if self._transport is not None:
-            self._transport.write(frames.encode(body, blobs))
+            self._transport.write(data)
 
 
 class _Server(asyncio.Protocol):
@@ -93,6 +102,13 @@ class _Server(asyncio.Protocol):
             return {"failed": codec.error_to_wire(error)}
         self._service = Service(box, idle_s=float("inf"))  # the client's end is the input's end
         return {"capabilities": codec.capabilities_to_wire(box.capabilities)}
+
+
+def _encoded(body: dict[str, Any], blobs: list[bytes]) -> bytes:
+    try:
+        return frames.encode(body, blobs)
+    except frames.FrameError as error:
+        return frames.encode({"id": body["id"], "failed": codec.error_to_wire(error)})
 
 
 async def _open(isolation: str, limits: dict[str, Any], profile: str, spares: int) -> Any:

@@ -183,7 +183,9 @@ def test_a_container_without_a_sign_of_life_is_dead(monkeypatch):
 def test_the_filter_lists_what_is_allowed(inner):
     profile = json.loads(hardening.seccomp(inner))
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
-    allowed = {n for r in profile["syscalls"] if r["action"] == "SCMP_ACT_ALLOW" for n in r["names"]}
+    allowed = {
+        n for r in profile["syscalls"] if r["action"] == "SCMP_ACT_ALLOW" for n in r["names"]
+    }
     denied = "ptrace keyctl add_key bpf perf_event_open userfaultfd io_uring_setup kexec_load setns"
     assert not allowed & set(denied.split())
     assert ("mount" in allowed) == (inner == "namespaces")
@@ -216,7 +218,9 @@ def test_the_bundle_holds_no_more_than_it_needs():
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"bundle-{os.getpid()}.zip"
     path.write_bytes(bundle.archive())
     try:
-        script = f"import sys; sys.path.insert(0, {os.fspath(path)!r}); import sandboxes.docker.inside"
+        script = (
+            f"import sys; sys.path.insert(0, {os.fspath(path)!r}); import sandboxes.docker.inside"
+        )
         subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True)
     finally:
         path.unlink()
