@@ -21,7 +21,6 @@ from sandboxes.embedded.results import of_full_queue
 from sandboxes.embedded.session import EmbeddedSession
 from sandboxes.embedded.supply import Supply
 from sandboxes.embedded.zygote import Zygote
-from sandboxes.judge import judge
 from sandboxes.metrics import Meter, Metrics
 from sandboxes.pool import QUEUE, Gate, QueueFull, default_turns
 
@@ -239,6 +238,8 @@ class EmbeddedSandbox:
 
     async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
         """Judge a program; see `sandboxes.judge.judge`."""
+        from sandboxes.judge import judge  # stays out of containers, whose server never judges
+
         return await judge(self, program, cases, **options)
 
     async def close(self) -> None:
