@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import test_abuse
@@ -11,6 +12,7 @@ from sandbox_arena import SMALL, Arena, Go, descriptors
 
 import sandboxes
 from sandboxes.docker import owner
+from sandboxes.docker.engine import Engine
 
 IN_THE_HOST = {"test_descriptors_sent_to_the_host"}  # it changes what the host's process does
 globals().update(
@@ -23,18 +25,35 @@ globals().update(
 
 
 @pytest.fixture(scope="module")
-def arena(go: Go) -> Iterator[Arena]:
+def engine(go: Go) -> Iterator[Engine]:
     pytest.importorskip("docker")
     with daemon():
-        box = go(sandboxes.open("docker", image=IMAGE, spares=0, **SMALL).__aenter__())
-        (container,) = box._fleet._ready
-        api = box._fleet._engine.api
+        engine = go(Engine.connect())
+        yield engine
+        go(engine.close())
 
-        def processes() -> int:
-            return len(api.top(container.name)["Processes"])
 
-        def containers() -> int:
-            return len(api.containers(all=True, filters={"label": f"{owner.LABEL}=1"}))
+@pytest.fixture(scope="module", params=["namespaces", "uid"])
+def tier(request: pytest.FixtureRequest) -> str:
+    """What keeps the sessions of a container apart."""
+    return str(request.param)
 
-        yield go(Arena(box, processes, descriptors, containers).open())
-        go(box.close())
+
+@pytest.fixture(scope="module")
+def arena(go: Go, engine: Engine, tier: str) -> Iterator[Arena]:
+    opening = sandboxes.open("docker", image=IMAGE, inner=tier, spares=0, **SMALL)
+    box: Any = go(opening.__aenter__())
+    assert box.capabilities.isolation == f"container/{tier}"
+    (container,) = box._fleet._ready
+
+    def processes() -> int:
+        return len(engine.api.top(container.name)["Processes"])
+
+    def containers() -> int:
+        return len(engine.api.containers(all=True, filters={"label": f"{owner.LABEL}=1"}))
+
+    arena = go(Arena(box, processes, descriptors, containers).open())
+    arena.counts()  # the client keeps connections once it has made them
+    yield arena
+    go(box.close())
+    assert containers() == 0
