@@ -19,7 +19,9 @@ _CODE = (
     "sandboxes/docker/inside.py",
     "sandboxes/embedded/**/*.py",
     "sandboxes/languages.py",
+    "sandboxes/metrics.py",
     "sandboxes/output.py",
+    "sandboxes/pool.py",
     "sandboxes/rpc/*.py",
 )
 
