@@ -86,8 +86,9 @@ async def _check_reset(session: Session) -> None:
 
 async def _check_apart(box: Sandbox) -> None:
     async with box.session() as one, box.session() as two:
-        await _cell(one, "secret = 1\nopen('mine', 'w').close()\nopen('/tmp/mine', 'w').close()")
-        look = "import os\n[os.path.exists(p) for p in ('mine', '/tmp/mine')] + ['secret' in dir()]"
+        paths = "import os, tempfile\npaths = ['mine', tempfile.gettempdir() + '/mine']\n"
+        await _cell(one, f"{paths}secret = 1\nfor path in paths: open(path, 'w').close()")
+        look = f"{paths}[os.path.exists(p) for p in paths] + ['secret' in dir()]"
         result = await _cell(two, look)
         require(result.value == "[False, False, False]", "two sessions share names or files")
         both = await asyncio.gather(_cell(one, "1 + 1"), _cell(two, "2 + 2"))

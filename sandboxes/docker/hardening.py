@@ -12,8 +12,8 @@ from sandboxes.docker import bundle, owner
 INNER = ("namespaces", "uid")
 _USER = 65534  # nobody, whom images do not give files
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* that clone(2) takes
-# What the server of sessions with users of their own needs, the last one to see how much memory they
-# use (the filter allows no tracing). Foreign code has none of them.
+# What the server of sessions with users of their own needs, the last one to see how much memory
+# they use (the filter allows no tracing). Foreign code has none of them.
 _UID_CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETPCAP", "SETUID", "SYS_PTRACE"]
 
 

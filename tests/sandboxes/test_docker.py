@@ -245,13 +245,27 @@ def test_owners_that_are_dead():
 # With a daemon
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"inner": "namespaces"}, {"inner": "uid"}, {"container_per_session": True}],
-    ids=["namespaces", "uid", "per-session"],
-)
-def test_contract(engine, options):
-    check_sandbox(box(**options))
+@pytest.mark.parametrize("inner", hardening.INNER)
+def test_contract(engine, inner):
+    check_sandbox(box(inner=inner))
+    assert containers(engine) == []
+
+
+def test_a_container_for_each_session(engine, go):
+    async def play():
+        async with (
+            box(container_per_session=True) as one,
+            one.session() as first,
+            one.session() as second,
+        ):
+            assert (await first.run("x = 1\nx")).value == "1"
+            assert (await second.run("'x' in dir()")).value == "False"
+            assert first._channel.container is not second._channel.container
+            await second.reset()
+            assert (await second.run("2")).value == "2"
+            assert len(containers(engine)) >= 2  # another is, or will be, ready
+
+    go(play())
     assert containers(engine) == []
 
 

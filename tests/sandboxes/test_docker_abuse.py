@@ -39,6 +39,12 @@ def tier(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _cells_only(request: pytest.FixtureRequest, tier: str) -> None:
+    if tier == "uid" and request.node.originalname != "test_cell":
+        pytest.skip("tier uid plays the cells")
+
+
 @pytest.fixture(scope="module")
 def arena(go: Go, engine: Engine, tier: str) -> Iterator[Arena]:
     opening = sandboxes.open("docker", image=IMAGE, inner=tier, spares=0, **SMALL)
