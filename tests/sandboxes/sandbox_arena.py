@@ -81,6 +81,11 @@ class Arena:
         await self.bystander.run("secret = 'bystander'")
         return self
 
+    @property
+    def tier(self) -> str:
+        """What keeps its sessions apart, in a container or not."""
+        return str(self.box.capabilities.isolation).removeprefix("container/")
+
     def counts(self) -> tuple[int, ...]:
         return tuple(measure() for measure in self.measures)
 

@@ -30,7 +30,7 @@ def wall_of(name: str, statuses: tuple[str, ...]) -> float | None:
 
 @pytest.mark.parametrize("name", dict.fromkeys([*CELLS, *UID]))
 def test_cell(go: Go, arena: Arena, name: str) -> None:
-    tier = arena.box.capabilities.isolation
+    tier = arena.tier
     if name not in CELLS and tier != "uid":
         pytest.skip("a case of tier uid")
     source, statuses, kept = cell(name, tier)
@@ -86,7 +86,7 @@ PROGRAMS = (
 @pytest.mark.parametrize("name", [n for n in CELLS if n.startswith(PROGRAMS)])
 def test_program(go: Go, arena: Arena, name: str) -> None:
     """The same as one-shot programs: everything they started has ended when `run` returns."""
-    source, statuses, _ = cell(name, arena.box.capabilities.isolation)
+    source, statuses, _ = cell(name, arena.tier)
 
     async def play():
         before = arena.counts()
@@ -180,7 +180,7 @@ def test_answers_between_calls_are_tampering(go: Go, arena: Arena) -> None:
 
 def test_sessions_have_their_own_files_and_sockets(go: Go, arena: Arena) -> None:
     """A10, D03: what one session fills or binds is not seen by the next."""
-    if arena.box.capabilities.isolation == "uid":
+    if arena.tier == "uid":
         pytest.skip("no sockets and no /dev/shm in tier uid: see its own cases")
     fill = """
     for folder in ('/work', '/tmp', '/dev/shm'):
@@ -341,7 +341,7 @@ a.close(); b.close()
 @pytest.mark.parametrize("kernel", ["refuses", "takes"])
 def test_descriptors_sent_to_the_host(go: Go, arena: Arena, monkeypatch, kernel: str) -> None:
     """A connection that lingers would block, for 20 s here, whoever closes it last."""
-    if arena.box.capabilities.isolation == "uid":
+    if arena.tier == "uid":
         pytest.skip("no connections in tier uid")
     if kernel == "takes":  # as before Linux 6.16
         monkeypatch.setattr(handle, "_refuse_descriptors", lambda sock: False)
