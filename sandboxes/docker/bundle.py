@@ -11,13 +11,20 @@ import zipfile
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent.parent
-_STUBS = ("agentrl/__init__.py", "sandboxes/__init__.py", "sandboxes/docker/__init__.py")
+_EMPTY = (
+    "agentrl/__init__.py",
+    "sandboxes/__init__.py",
+    "sandboxes/docker/__init__.py",
+    "sandboxes/judge/__init__.py",  # the judge itself stays outside, with its expected answers
+)
 _CODE = (
     "agentrl/errors.py",
     "agentrl/interfaces.py",
     "agentrl/types.py",
     "sandboxes/docker/inside.py",
     "sandboxes/embedded/**/*.py",
+    "sandboxes/judge/codec.py",
+    "sandboxes/judge/inside/*.py",
     "sandboxes/languages.py",
     "sandboxes/metrics.py",
     "sandboxes/output.py",
@@ -57,7 +64,7 @@ def archive() -> bytes:
     """The code as a zip archive that Python can import from."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name in _STUBS:
+        for name in _EMPTY:
             bundle.writestr(name, "")
         for pattern in _CODE:
             for path in sorted(_ROOT.glob(pattern)):

@@ -7,11 +7,11 @@ both in one process. This file is read outside.
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 from functools import cache
-from pathlib import Path
 
 DRIVERS = ("candidate", "tests")
-_JUDGE = Path(__file__).parent.parent
+_JUDGE = importlib.resources.files("sandboxes.judge")  # also where that is in an archive
 
 
 @cache
