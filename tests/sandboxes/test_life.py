@@ -233,14 +233,18 @@ def plain_python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     pytest.skip("no interpreter with these packages that another user can read")
 
 
-def test_as_a_plain_user(plain_python: list[str]) -> None:
-    """The abuse and session tests once more, without root and so without control groups."""
-    chosen = (
-        "test_cell or test_game or test_forms or test_command or test_files or test_links or "
-        "test_other_system or "
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "test_cell or test_command or test_files or test_links or test_other_system or "
         "test_one_shot_python or test_sessions_have or test_a_cancelled or "
-        "test_nothing_outlives or test_without_isolation or test_doctor"
-    )
+        "test_nothing_outlives or test_without_isolation or test_doctor",
+        "test_game or test_forms",
+    ],
+    ids=["sessions", "games"],
+)
+def test_as_a_plain_user(plain_python: list[str], chosen: str) -> None:
+    """The abuse and session tests once more, without root and so without control groups."""
     done = subprocess.run(
         [*plain_python, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", chosen,
          "--ignore-glob=*test_remote*",
