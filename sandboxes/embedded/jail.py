@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import importlib.resources
+import importlib.util
 import io
+import marshal
 import os
 import shutil
 import sys
@@ -183,15 +185,24 @@ class Jail:
 
 
 def archive() -> bytes:
-    """The package `inside`, and what the judge runs inside, as a zip file."""
+    """The package `inside`, and what the judge runs inside, as a zip file of byte code for this
+    version of Python."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as bundle:
         for source in importlib.resources.files(inside).iterdir():
             if source.name.endswith(".py"):
-                bundle.writestr(f"inside/{source.name}", source.read_bytes())
+                compiled = _compiled(source.name, source.read_bytes())
+                bundle.writestr(f"inside/{source.name}c", compiled)
         for name, text in judging.archive().items():
             bundle.writestr(name, text)
     return content.getvalue()
+
+
+def _compiled(name: str, source: bytes) -> bytes:
+    """A source file as byte code: compiling it inside would take time, and leave holes in the
+    memory that every session is a copy of."""
+    code = compile(source, f"/opt/agentrl/inside/{name}", "exec", dont_inherit=True)
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
 def build(profile: Profile, control: int, *, staged: bool) -> tuple[Jail, list[str]]:
