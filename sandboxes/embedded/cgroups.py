@@ -1,22 +1,25 @@
 """Limits by the kernel's control groups, version 1 or 2, where they may be written.
 
-Version 1 limits memory and counts CPU, in two hierarchies; version 2 limits memory and processes
-and counts CPU, in one.
+Version 2 limits memory and processes and counts CPU. In version 1 the CPU is counted in a hierarchy
+of its own, which sessions enter only when they are old enough for it to matter: a second group for
+each would cost more than most sessions run.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
 import itertools
 import os
 import secrets
 import subprocess
+import time
 from dataclasses import dataclass
 
 from sandboxes.embedded import tree
 
 _REMOVE_TRIES = 50
+_MOVE_TRIES = 100
 _NEEDED = ("memory", "pids")  # controllers of version 2; the CPU is always counted
 
 
@@ -118,11 +121,11 @@ def _try(place: Hierarchy) -> None:
     try:
         group = family.group(64 << 20, 16)
         try:
-            for entrance in group.entrances():
-                try:
-                    _enter(entrance)
-                finally:
-                    os.close(entrance)
+            entrance = group.entrance()
+            try:
+                _enter(entrance)
+            finally:
+                os.close(entrance)
         finally:
             group.remove_now()
     finally:
@@ -158,9 +161,9 @@ def _delegate(path: str) -> None:
 def _clear(path: str) -> None:
     """Move this process and those below it from a group into a leaf of it. Raises OSError if there
     are others, which are not ours to move."""
-    inside = [int(pid) for pid in _read(f"{path}/cgroup.procs").split()]
+    inside = _pids(path)
     ours = {os.getpid(), *tree.below(os.getpid())}
-    if not set(inside) <= ours:
+    if not inside <= ours:
         raise OSError(
             errno.EBUSY,
             "other processes are in this group, too: start this one in a group of its own "
@@ -169,10 +172,8 @@ def _clear(path: str) -> None:
     leaf = f"{path}/agentrl-host-{os.getpid()}"
     _mkdir(leaf)
     for pid in inside:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             _write(f"{leaf}/cgroup.procs", str(pid))
-        except ProcessLookupError:
-            continue
 
 
 class Family:
@@ -196,7 +197,8 @@ class Family:
     def group(self, memory_bytes: int, pids: int) -> Group:
         """A new group with limits. Raises OSError."""
         number = next(self._numbers)
-        group = Group([f"{path}/{number}" for path in self.paths], self.version)
+        cpu = f"{self.paths[1]}/{number}" if len(self.paths) > 1 else ""
+        group = Group(f"{self.path}/{number}", self.version, cpu)
         try:
             group.make(memory_bytes, pids)
         except OSError:
@@ -214,17 +216,17 @@ class Family:
 
 
 class Group:
-    """One session's control group; in version 1 a second directory may count its CPU time."""
+    """One session's control group. `cpu` is where, in version 1, its CPU time can be counted."""
 
-    def __init__(self, paths: list[str], version: int) -> None:
-        self.path = paths[0]
-        self.paths = paths
+    def __init__(self, path: str, version: int, cpu: str = "") -> None:
+        self.path = path
         self.version = version
+        self._cpu = cpu
+        self._counted_before: float | None = None  # seconds, before `cpu` was made
 
     def make(self, memory_bytes: int, pids: int) -> None:
         """Make it and set the limits. Raises OSError."""
-        for path in self.paths:
-            _mkdir(path)
+        _mkdir(self.path)
         if self.version == 2:
             _write(f"{self.path}/memory.max", str(memory_bytes))
             _write(f"{self.path}/pids.max", str(pids + 2))
@@ -240,18 +242,10 @@ class Group:
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                 raise
 
-    def entrances(self) -> list[int]:
-        """Descriptors through which a process that may not open them puts itself in, by writing
-        "0" to each (the kernel asks who opened them). Raises OSError."""
-        found: list[int] = []
-        try:
-            for path in self.paths:
-                found.append(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
-        except OSError:
-            for fd in found:
-                os.close(fd)
-            raise
-        return found
+    def entrance(self) -> int:
+        """A descriptor through which a process that may not open it puts itself in, by writing
+        "0" (the kernel asks who opened it). Raises OSError."""
+        return os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed here for want of memory."""
@@ -263,8 +257,28 @@ class Group:
         if self.version == 2:
             used = _field(f"{self.path}/cpu.stat", "usage_usec")
             return None if used is None else used / 1e6
-        nanoseconds = _number(f"{self.paths[1]}/cpuacct.usage") if len(self.paths) > 1 else None
-        return None if nanoseconds is None else nanoseconds / 1e9
+        if self._counted_before is None:
+            return None
+        nanoseconds = _number(f"{self._cpu}/cpuacct.usage")
+        return None if nanoseconds is None else self._counted_before + nanoseconds / 1e9
+
+    def count_cpu(self, spent_s: float) -> None:
+        """Count from now on (version 1); until now it was `spent_s` seconds. If that is not
+        possible, `cpu_s` stays None."""
+        if not self._cpu or self._counted_before is not None:
+            return
+        self._counted_before = spent_s
+        try:
+            _mkdir(self._cpu)
+            for _ in range(_MOVE_TRIES):  # what is forked meanwhile is where its parent was
+                left = _pids(self.path) - _pids(self._cpu)
+                if not left:
+                    return
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        _write(f"{self._cpu}/cgroup.procs", str(pid))
+        except OSError:
+            self._counted_before = None
 
     def peak_mb(self) -> float | None:
         """The most memory used so far, MiB."""
@@ -274,7 +288,7 @@ class Group:
 
     def remove_now(self) -> bool:
         """Remove the group; False if processes are still in it."""
-        for path in self.paths:
+        for path in (self._cpu, self.path) if self._counted_before is not None else (self.path,):
             try:
                 os.rmdir(path)
             except FileNotFoundError:
@@ -283,13 +297,18 @@ class Group:
                 return False
         return True
 
-    async def remove(self) -> None:
+    def remove(self) -> None:
         """Remove the group as soon as its last process is gone (the jail's janitor is the last
-        resort)."""
+        resort). Takes milliseconds while the kernel is busy with other groups."""
         for _ in range(_REMOVE_TRIES):
             if self.remove_now():
                 return
-            await asyncio.sleep(0.005)
+            time.sleep(0.005)
+
+
+def _pids(path: str) -> set[int]:
+    """The processes in a group."""
+    return {int(pid) for pid in _read(f"{path}/cgroup.procs").split()}
 
 
 def _number(path: str) -> int | None:

@@ -29,6 +29,7 @@ from sandboxes.embedded.zygote import Zygote
 _START_S = 20.0
 _END_S = 5.0
 _CORES = os.cpu_count() or 1
+_COUNTED_FROM = 0.25  # of the CPU time that a session has: no need to look before
 _LAST_CLAIMS = 4  # one is right, more are tampering: no need to count them
 _SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket takes descriptors
 
@@ -128,7 +129,7 @@ class Handle:
             if family is not None:
                 memory = int(self.limits.memory_mb * (1 << 20))
                 self.group = family.group(memory, self.limits.pids)
-                theirs += self.group.entrances()
+                theirs.append(self.group.entrance())
             order = plan.order_of(
                 self.limits,
                 cgroup=family is not None,
@@ -281,13 +282,17 @@ class Handle:
             return 0.0
 
     def may_have_spent(self) -> bool:
-        """Whether it is old enough to have used up its CPU time on all processors."""
-        return (time.monotonic() - self._began) * _CORES >= self.limits.cpu_s
+        """Whether it is old enough to have used a good part of its CPU time, on all processors."""
+        return (time.monotonic() - self._began) * _CORES >= self.limits.cpu_s * _COUNTED_FROM
 
     def spent_s(self) -> float:
         """CPU seconds of all its processes since it began, over all calls; 0 once it ended."""
         counted = self.group.cpu_s() if self.group else None
-        return tree.cpu_s(self.pid) if counted is None else counted
+        if counted is None:
+            counted = tree.cpu_s(self.pid)
+            if self.group is not None:
+                self.group.count_cpu(counted)
+        return counted
 
     def _mark_dead(self, why: str) -> None:
         if self.dead is None:
@@ -336,7 +341,7 @@ class Handle:
             os.close(self._pidfd)
             self._pidfd = -1
         if self.group is not None:
-            await self.group.remove()
+            await asyncio.to_thread(self.group.remove)
         if self.zygote.tier == "none" and self.work != "/work":
             shutil.rmtree(self.work, ignore_errors=True)
         self._push(Gone())

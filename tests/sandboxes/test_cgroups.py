@@ -119,7 +119,7 @@ def test_what_version_2_counts(kernel: Kernel) -> None:
 def test_entrances_lead_into_the_group(kernel: Kernel) -> None:
     cgroups._delegate(str(kernel.root))
     group = Family(place(kernel.root)).group(MIB, 4)
-    (fd,) = group.entrances()
+    fd = group.entrance()
     os.write(fd, b"0")
     os.close(fd)
     assert (Path(group.path) / "cgroup.procs").read_text() == "0"
@@ -203,24 +203,37 @@ def test_places_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found == Hierarchy(1, f"{tmp_path}/memory/job", f"{tmp_path}/cpu,cpuacct/other")
 
 
-def test_version_1_counts_in_two_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_1_counts_cpu_once_it_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def mkdir(path: str) -> None:
         os.mkdir(path)
-        names = ["cpuacct.usage"] if "cpu" in path else ["memory.limit_in_bytes"]
-        for name in [*names, "memory.memsw.limit_in_bytes", "cgroup.procs"]:
+        for name in ("cpuacct.usage", "memory.limit_in_bytes", "cgroup.procs"):
             (Path(path) / name).write_text("")
 
+    def write(path: str, text: str) -> None:
+        if not path.endswith("memory.memsw.limit_in_bytes"):
+            mode = "a" if path.endswith("cgroup.procs") else "w"
+            with open(path, mode) as file:
+                file.write(text + "\n")
+
     monkeypatch.setattr(cgroups, "_mkdir", mkdir)
+    monkeypatch.setattr(cgroups, "_write", write)
     for name in ("m", "cpu"):
         (tmp_path / name).mkdir()
     family = Family(Hierarchy(1, f"{tmp_path}/m", f"{tmp_path}/cpu"))
     group = family.group(64 * MIB, 16)
-    assert (Path(group.path) / "memory.limit_in_bytes").read_text() == str(64 * MIB)
-    (Path(group.paths[1]) / "cpuacct.usage").write_text("2500000000\n")
-    assert group.cpu_s() == 2.5
-    entrances = group.entrances()
-    assert len(entrances) == 2
-    for fd in entrances:
-        os.close(fd)
+    assert (Path(group.path) / "memory.limit_in_bytes").read_text() == f"{64 * MIB}\n"
+    assert group.cpu_s() is None
+    assert not (Path(family.paths[1]) / "1").exists()
+    (Path(group.path) / "cgroup.procs").write_text("10\n11\n")
+    group.count_cpu(1.5)
+    counted = Path(family.paths[1]) / "1"
+    assert sorted((counted / "cgroup.procs").read_text().split()) == ["10", "11"]
+    (counted / "cpuacct.usage").write_text("2500000000\n")
+    assert group.cpu_s() == 4.0
+    group.count_cpu(99.0)
+    assert group.cpu_s() == 4.0
     without = Family(Hierarchy(1, f"{tmp_path}/m")).group(MIB, 4)
+    without.count_cpu(1.0)
     assert without.cpu_s() is None
