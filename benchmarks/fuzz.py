@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from agentrl.errors import ConfigError, SandboxError
 from agentrl.types import ExecResult, Limits
-from sandboxes.embedded import handle, results
+from sandboxes.embedded import channels, results
 from sandboxes.embedded.inside import wire
 from sandboxes.output import OutputBuffer
 from sandboxes.rpc import codec, frames
@@ -89,7 +89,7 @@ def check_claims(data: bytes) -> None:
     Every second input is taken as it is, the others choose the parts of a message."""
     if data and data[0] % 2:
         data = wire.encode(_claim(iter(data[1:])))
-    claim = handle._parse(data)
+    claim = channels.parse(data)
     if results.check_claim(claim, 1, Limits()) is not None:
         return
     assert claim is not None
@@ -208,7 +208,7 @@ def guided(name: str, inputs: int, seed: int) -> None:
     """Run a target under atheris in this process, which atheris ends."""
     import atheris
 
-    for module in (frames, codec, results, handle, wire):
+    for module in (frames, codec, results, channels, wire):
         for value in list(vars(module).values()):
             if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "__code__"):
                 atheris.instrument_func(value)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sandboxes.embedded import tree
 
-_REMOVE_TRIES = 50
+_REMOVE_TRIES = 400
 _MOVE_TRIES = 100
 _NEEDED = ("memory", "pids")  # controllers of version 2; the CPU is always counted
 

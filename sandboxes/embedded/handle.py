@@ -17,12 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from agentrl.errors import SandboxError
 from agentrl.types import Limits
-from sandboxes.embedded import cgroups, plan, tree
+from sandboxes.embedded import cgroups, channels, plan, tree
+from sandboxes.embedded.channels import Claim, Event, Fact, Gone
 from sandboxes.embedded.inside import wire
 from sandboxes.embedded.zygote import Zygote
 
@@ -31,29 +31,7 @@ _END_S = 5.0
 _CORES = os.cpu_count() or 1
 _COUNTED_FROM = 0.25  # of the CPU time that a session has: no need to look before
 _LAST_CLAIMS = 4  # one is right, more are tampering: no need to count them
-_SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket takes descriptors
 
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A message of the interpreter; None is one that no interpreter of ours sends."""
-
-    message: dict[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A message of the session's first process."""
-
-    message: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The session's first process ended, and all its processes with it."""
-
-
-Event = Claim | Fact | Gone
 Freed = Callable[["Handle", float], None]
 
 
@@ -147,14 +125,14 @@ class Handle:
         """Open sockets and pipes; the descriptors of the other ends."""
         theirs: list[int] = []
         try:
-            self.facts, far = _pair()
+            self.facts, far = channels.pair()
             theirs.append(far)
-            self.claims, far = _pair()
+            self.claims, far = channels.pair()
             theirs.append(far)
-            self._refuses_descriptors = _refuse_descriptors(self.claims)
-            self.stdout, far = _pipe()
+            self._refuses_descriptors = channels.refuse_descriptors(self.claims)
+            self.stdout, far = channels.pipe()
             theirs.append(far)
-            self.stderr, far = _pipe()
+            self.stderr, far = channels.pipe()
             theirs.append(far)
         except OSError as error:
             for fd in theirs:
@@ -195,8 +173,8 @@ class Handle:
             self.kill(f"the session had {self.over}")
         if "ready" in message:
             self._pidfd, self._worker_pidfd = fds
-            self.pid = _pid_of(self._pidfd)
-            self.worker_pid = _pid_of(self._worker_pidfd)
+            self.pid = channels.pid_of(self._pidfd)
+            self.worker_pid = channels.pid_of(self._worker_pidfd)
         elif message.get("ended") == 0:
             # What the interpreter said before its end counts as said before.
             self._read_claims(_LAST_CLAIMS)
@@ -208,7 +186,7 @@ class Handle:
     def _read_claims(self, most: int = 1) -> None:
         for _ in range(most):
             try:
-                if not self._refuses_descriptors and _carries_descriptors(self.claims):
+                if not self._refuses_descriptors and channels.carries_descriptors(self.claims):
                     self._loop.remove_reader(self.claims)  # to take it would be to close them
                     self.kill("tampered: the code sent descriptors")
                     self._push(Claim(None))
@@ -224,7 +202,7 @@ class Handle:
             if not self._busy:
                 self.kill("tampered: the code spoke for the interpreter between two calls")
                 return
-            self._push(Claim(_parse(data)))
+            self._push(Claim(channels.parse(data)))
 
     def _push(self, event: Event) -> None:
         self._events.append(event)
@@ -372,52 +350,3 @@ class Handle:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _pair() -> tuple[socket.socket, int]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    return ours, theirs.detach()
-
-
-def _refuse_descriptors(sock: socket.socket) -> bool:
-    """Have the kernel refuse descriptors sent to this socket; False where it cannot.
-
-    Whoever drops the last reference to a descriptor closes it, and code can send one whose close
-    lasts (a TCP connection that lingers): that must not be this process's event loop.
-    """
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
-    except OSError:
-        return False
-    return True
-
-
-def _carries_descriptors(sock: socket.socket) -> bool:
-    """Whether the next message does, without taking it. Raises BlockingIOError without one."""
-    return bool(sock.recvmsg(1, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC)
-
-
-def _pipe() -> tuple[int, int]:
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(ours, False)
-    return ours, theirs
-
-
-def _pid_of(pidfd: int) -> int:
-    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _, found, rest = os.read(fd, 4096).partition(b"\nPid:")
-    finally:
-        os.close(fd)
-    if not found:
-        raise SandboxError("the kernel does not say which process a pidfd is of")
-    return int(rest.split(None, 1)[0])
-
-
-def _parse(data: bytes) -> dict[str, Any] | None:
-    try:
-        message = wire.decode(data)
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) else None

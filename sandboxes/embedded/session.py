@@ -15,7 +15,8 @@ from agentrl.types import ExecError, ExecResult, Limits
 from sandboxes.embedded import artifacts
 from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names
 from sandboxes.embedded.call import Call, over_budget
-from sandboxes.embedded.handle import Claim, Fact, Gone, Handle
+from sandboxes.embedded.channels import Claim, Fact, Gone
+from sandboxes.embedded.handle import Handle
 from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue
 from sandboxes.metrics import Meter
 from sandboxes.pool import Gate, QueueFull
