@@ -20,6 +20,8 @@ from sandboxes.judge import suites
 
 AT_ONCE = 6
 MUTANTS = 50
+RIGHT_S = 60.0  # MBPP 123 computes for seconds, longer where other work runs
+WRONG_S = 10.0  # a wrong program may run for ever
 
 
 def problems(name: str) -> list[dict[str, Any]]:
@@ -48,14 +50,14 @@ def mbpp() -> dict[str, tuple[suites.Suite, str, str]]:
 
 
 async def judge_all(
-    box: EmbeddedSandbox, programs: dict[str, tuple[suites.Suite, str]]
+    box: EmbeddedSandbox, programs: dict[str, tuple[suites.Suite, str]], timeout: float
 ) -> dict[str, Verdict]:
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(name: str) -> Verdict:
         async with gate:
             suite, program = programs[name]
-            return await suite.judge(box, program, timeout=10)
+            return await suite.judge(box, program, timeout=timeout)
 
     verdicts = await asyncio.gather(*map(one, programs))
     return dict(zip(programs, verdicts, strict=True))
@@ -67,7 +69,7 @@ def failures(verdicts: dict[str, Verdict]) -> dict[str, str]:
 
 def test_every_reference_of_humaneval_passes(go: Go, wide_box: EmbeddedSandbox) -> None:
     found = {name: (suite, program) for name, (suite, program, _) in humaneval().items()}
-    verdicts = go(judge_all(wide_box, found))
+    verdicts = go(judge_all(wide_box, found, RIGHT_S))
     assert len(verdicts) == 164
     assert failures(verdicts) == {}
     assert {v.integrity for v in verdicts.values()} == {"strong"}
@@ -76,7 +78,7 @@ def test_every_reference_of_humaneval_passes(go: Go, wide_box: EmbeddedSandbox) 
 
 def test_every_reference_of_mbpp_passes(go: Go, wide_box: EmbeddedSandbox) -> None:
     found = {name: (suite, program) for name, (suite, program, _) in mbpp().items()}
-    verdicts = go(judge_all(wide_box, found))
+    verdicts = go(judge_all(wide_box, found, RIGHT_S))
     assert len(verdicts) == 974
     assert failures(verdicts) == {}
     assert sum(len(v.cases) for v in verdicts.values()) >= 3 * 974
@@ -107,7 +109,7 @@ def test_wrong_programs_fail(go: Go, wide_box: EmbeddedSandbox) -> None:
                 wrong[name] = (suite, changed)
             if len(wrong) == MUTANTS:
                 break
-        verdicts = await judge_all(wide_box, wrong)
+        verdicts = await judge_all(wide_box, wrong, WRONG_S)
         return verdicts, {n: p for n, (_, p) in wrong.items()}
 
     verdicts, programs = go(play())
