@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import time
 from collections.abc import Mapping
+
+import psutil
 
 from agentrl.errors import SandboxError
 from sandboxes.docker.engine import Engine
@@ -17,6 +20,8 @@ from sandboxes.docker.engine import Engine
 LABEL = "agentrl"
 _OWNER = "agentrl.owner"
 _STALE_S = 600.0
+_BOOT = "/proc/sys/kernel/random/boot_id"
+_STAT = "/proc/{pid}/stat"
 
 
 def labels() -> dict[str, str]:
@@ -26,18 +31,25 @@ def labels() -> dict[str, str]:
 
 def _place() -> str:
     """The boot and the process namespace in which a process id means this process."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _begun(pid: int) -> int | None:
-    """When a process began, in ticks since boot; None if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(_BOOT) as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux, where containers are in a virtual machine
+        return platform.node()
+
+
+def _begun(pid: int) -> str:
+    """When a process began, in ticks since boot or as its start's time; "" if there is none."""
+    try:
+        with open(_STAT.format(pid=pid), "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
+        return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
     except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+        pass
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def abandoned(marks: Mapping[str, str], state: str, created: float) -> bool:
@@ -49,7 +61,7 @@ def abandoned(marks: Mapping[str, str], state: str, created: float) -> bool:
     place, _, process = marks.get(_OWNER, "").partition(" | ")
     if place == _place():
         pid, _, begun = process.partition(" ")
-        return not pid.isdigit() or str(_begun(int(pid))) != begun
+        return not pid.isdigit() or _begun(int(pid)) != begun
     return state != "running" and time.time() - created > _STALE_S
 
 
