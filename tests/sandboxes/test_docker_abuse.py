@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import test_abuse
+from abuse_cells import CELLS, UID
 from docker_daemon import IMAGE, daemon
 from sandbox_arena import SMALL, Arena, Go, descriptors
 
@@ -14,7 +15,6 @@ import sandboxes
 from sandboxes.docker import owner
 from sandboxes.docker.engine import Engine
 
-FAMILIES = ("-A", "-D", "-E")
 IN_THE_HOST = {"test_descriptors_sent_to_the_host"}  # it changes what the host's process does
 globals().update(
     {
@@ -34,25 +34,11 @@ def engine(go: Go) -> Iterator[Engine]:
         go(engine.close())
 
 
-@pytest.fixture(scope="module", params=["namespaces", "uid"])
-def tier(request: pytest.FixtureRequest) -> str:
-    """What keeps the sessions of a container apart."""
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _less_for_users(request: pytest.FixtureRequest, tier: str) -> None:
-    """Of tier uid what a container may change: resources, reach and forging."""
-    name = request.node.name
-    if tier == "uid" and not (name.startswith("test_cell") and any(f in name for f in FAMILIES)):
-        pytest.skip("played with namespaces, and without a container")
-
-
-@pytest.fixture(scope="module")
-def arena(go: Go, engine: Engine, tier: str) -> Iterator[Arena]:
-    opening = sandboxes.open("docker", image=IMAGE, inner=tier, spares=0, **SMALL)
+def fight(go: Go, engine: Engine, inner: str) -> Iterator[Arena]:
+    """An arena in a container whose sessions are kept apart as `inner` says."""
+    opening = sandboxes.open("docker", image=IMAGE, inner=inner, spares=0, **SMALL)
     box: Any = go(opening.__aenter__())
-    assert box.capabilities.isolation == f"container/{tier}"
+    assert box.capabilities.isolation == f"container/{inner}"
     (container,) = box._fleet._ready
 
     def processes() -> int:
@@ -64,5 +50,22 @@ def arena(go: Go, engine: Engine, tier: str) -> Iterator[Arena]:
     arena = go(Arena(box, processes, descriptors, containers).open())
     arena.counts()  # the client keeps connections once it has made them
     yield arena
+    before = containers()
     go(box.close())
-    assert containers() == 0
+    assert containers() == before - 1
+
+
+@pytest.fixture(scope="module")
+def arena(go: Go, engine: Engine) -> Iterator[Arena]:
+    yield from fight(go, engine, "namespaces")
+
+
+@pytest.fixture(scope="module")
+def arena_of_users(go: Go, engine: Engine) -> Iterator[Arena]:
+    yield from fight(go, engine, "uid")
+
+
+@pytest.mark.parametrize("name", [n for n in dict.fromkeys([*CELLS, *UID]) if n[0] in "ADE"])
+def test_cell_between_users(go: Go, arena_of_users: Arena, name: str) -> None:
+    """Resources, reach and forging; the other families do not depend on the container."""
+    test_abuse.test_cell(go, arena_of_users, name)
