@@ -272,10 +272,10 @@ def linear_logprobs(
     twice: a quarter less work. Slopes that turn out wrong cost time, not correctness: the backward
     pass compares, and computes again.
     """
-    grad = torch.is_grad_enabled()
+    grad, dtype = torch.is_grad_enabled(), _dtype(hidden_ND, head)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         return _LinearLogprobs.apply(  # type: ignore[no-untyped-call, no-any-return]
-            hidden_ND.to(_dtype(hidden_ND, head)),
+            hidden_ND.to(dtype),
             head.weight_VD,
             head.bias_V,
             targets_N,

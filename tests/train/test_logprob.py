@@ -125,19 +125,35 @@ def test_large_logits_stay_finite() -> None:
     assert entropy.tolist() == pytest.approx([0] * 4)
 
 
-def test_bf16_autocast_is_near_and_returns_fp32() -> None:
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("chunk", [20, 50])
+def test_bf16_autocast_is_near_and_returns_fp32(chunk, known) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(50, 64, requires_grad=True), torch.randn(97, 64) / 8
     weight.requires_grad_()
-    targets = torch.randint(97, (50,))
+    targets, slopes = torch.randint(97, (50,)), torch.ones(50) if known else None
     exact = linear_logprobs(hidden, targets, Head(weight))[0]
-    exact_grad = torch.autograd.grad(exact.sum(), weight)[0]
+    exact_grads = torch.autograd.grad(exact.sum(), (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        low = linear_logprobs(hidden, targets, Head(weight), chunk=20)[0]
-    low_grad = torch.autograd.grad(low.sum(), weight)[0]
-    assert low.dtype == low_grad.dtype == torch.float32
+        low = linear_logprobs(hidden, targets, Head(weight), slopes_N=slopes, chunk=chunk)[0]
+    low_grads = torch.autograd.grad(low.sum(), (hidden, weight))
+    assert low.dtype == torch.float32
     torch.testing.assert_close(low, exact, atol=0.03, rtol=0.03)
-    torch.testing.assert_close(low_grad, exact_grad, atol=0.15, rtol=0.05)
+    assert not torch.equal(low, exact)
+    for ours, theirs in zip(low_grads, exact_grads, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=0.15, rtol=0.05)
+
+
+def test_bf16_autocast_reaches_the_divergence() -> None:
+    head, hidden = heads("plain"), torch.randn(9, 8, requires_grad=True)
+    ref_head, ref_hidden = Head(torch.randn(31, 8)), torch.randn(9, 8)
+    exact = linear_kl(hidden, head, ref_hidden, ref_head)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = linear_kl(hidden, head, ref_hidden, ref_head, chunk=4)
+    low.sum().backward()
+    assert low.dtype == hidden.grad.dtype == torch.float32
+    torch.testing.assert_close(low, exact, atol=0.1, rtol=0.1)
     assert not torch.equal(low, exact)
 
 

@@ -274,3 +274,22 @@ def test_attention_without_a_mask_is_refused() -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match="takes no mask for a tree"):
         Scorer(model)(collate(forest(1, 2), [[0, 1]], tree=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"grad_checkpointing": True}, {"lora": {"r": 2}}, {"dtype": "bf16"}, {"micro_tokens": 30}],
+    ids=str,
+)
+def test_trees_with_what_else_training_does(options) -> None:
+    """Checkpointing, adapters, precision and micro-batches: as on padded rows."""
+    samples = forest(11, 8)
+    results = [
+        train(tiny(), samples, "sft", TrainConfig(max_steps=3, layout=layout, **options),
+            progress=False)
+        for layout in ("tree", "padded")
+    ]  # fmt: skip
+    near = 0.02 if options.get("dtype") == "bf16" else 1e-5
+    for a, b in zip(*(r.metrics for r in results), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=near)
+        assert a["grad_norm_raw"] == pytest.approx(b["grad_norm_raw"], rel=10 * near)
