@@ -27,7 +27,7 @@ from sandboxes.embedded import jail
 _TOOLS = """
     sh bash awk base64 basename bzip2 cat chmod cmp comm cp cut date dd df diff dirname du echo
     egrep env expr false fgrep file find fold grep gunzip gzip head hexdump hostname id join kill
-    ln ls md5sum mkdir mkfifo mktemp mount mv nl nproc od paste patch printenv printf ps pwd
+    ln ls md5sum mkdir mkfifo mktemp mount mv nl nohup nproc od paste patch printenv printf ps pwd
     readlink realpath rev rm rmdir sed seq setsid sha256sum shuf sleep sort split stat
     stty sync tac tail tar tee test timeout touch tr true truncate tty uname uniq unxz wc which
     whoami xargs xxd xz yes

@@ -280,3 +280,29 @@ def test_the_watchdog_limits_memory_without_control_groups(plain_python: list[st
         [*plain_python, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "oom True\n", done.stderr
+
+
+def test_signals_that_the_host_ignores_are_not_ignored_in_sessions() -> None:
+    program = """
+    import asyncio, signal, sandboxes
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # as under nohup, and in a shell's background
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+    async def main():
+        async with sandboxes.open("embedded", spares=0) as box:
+            for name in ("SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM"):
+                async with box.session() as session:
+                    r = await session.run(f"import os, signal; os.kill(os.getpid(), signal.{name})")
+                    assert (r.status, r.signal) == ("crashed", getattr(signal, name)), (name, r)
+            async with box.session() as session:
+                r = await session.exec(["sh", "-c", "kill -QUIT $$; kill -INT $$; echo alive"])
+                assert (r.status, r.stdout) == ("crashed", ""), r
+                r = await session.run("import time; time.sleep(30)", timeout=0.1)
+                assert r.status == "timeout", r
+                assert (await session.run("6 * 7")).value == "42"
+    asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -39,6 +39,7 @@ def main(control_fd: int) -> NoReturn:
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Import, set up the standard streams and freeze the heap, so that clones are cheap."""
     os.umask(0o022)
+    _usual_signals()
     failed = _import(order["imports"], order["import_s"])
     code = sys.path.pop(0)  # where `inside` is; all of it is imported by now
     sys.path_importer_cache.pop(code, None)
@@ -62,6 +63,17 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     gc.disable()
     gc.freeze()
     return order
+
+
+def _usual_signals() -> None:
+    """Signals as Python finds them in a terminal. A host in a shell's background, or under nohup,
+    ignores some, a thread of it may hold them back, and all its processes inherit that."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own choice
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _import(names: Sequence[str], budget_s: float) -> dict[str, str]:
