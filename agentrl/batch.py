@@ -34,6 +34,9 @@ Layout = Literal["padded", "packed", "tree"]
 Rows = list[list[int]]
 """A micro-batch before it has tensors: for each row the indices of the samples in it, in order."""
 
+TASK = "task_id"
+"""The key of `Sample.meta` that holds a sample's task, an int from 0, for adapters that ask."""
+
 MICRO_COST = 64
 """What one more micro-batch is taken to cost (casting weights, adding to gradients), in tokens of
 fill. With SmolLM2-135M on a CPU, values from 64 to 1000 made no difference that could be measured
@@ -42,7 +45,7 @@ for 8 samples of 50 to 140 tokens; the smallest of them avoids the most fill."""
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch: what a model and a loss read. All tensors are [B, T] on one device.
+    """One micro-batch: what a model and a loss read. Tensors are [B, T] unless said, on one device.
 
     The loss of predicting token `input_ids_BT[b, t]` has weight `weights_BT[b, t]`. Tokens nobody
     predicts (the first of a sample, fill) have weight 0. The tokens of a sample stand in one run
@@ -65,6 +68,8 @@ class Batch:
     trie: Trie | None = None
     column_BT: Tensor | None = None
     """int64: the column of this token in the trie"""
+    tasks_B: Tensor | None = None
+    """int64 [B]: the task of each row's first sample (`TASK`), 0 where it has none"""
 
     @property
     def packed(self) -> bool:
@@ -267,6 +272,7 @@ def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0, tree: bool = F
         position_ids_BT=positions,
         segment_ids_BT=segments,
         samples=tuple(i for row in rows for i in row),
+        tasks_B=torch.tensor([_task(samples[row[0]]) for row in rows]),
         **named,
     )
     if not tree:
@@ -275,6 +281,11 @@ def collate(samples: Sequence[Sample], rows: Rows, fill: int = 0, tree: bool = F
         raise ValueError(f"a tree batch has one row, not {len(rows)}")
     shared, columns_of = trie.build([s.token_ids for s in picked])
     return replace(batch, trie=shared, column_BT=torch.cat(columns_of)[None])
+
+
+def _task(sample: Sample) -> int:
+    task = sample.meta.get(TASK)
+    return task if isinstance(task, int) else 0
 
 
 def _present(samples: Sequence[Sample], name: str) -> bool:

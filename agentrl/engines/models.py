@@ -41,21 +41,38 @@ _CONVERSION = 1
 """Part of the cache key: count up when `_convert` writes something else."""
 
 
-def load_model(name: str, dtype: DType = "auto", device: str = "auto") -> Any:
+def load_model(
+    name: str, dtype: DType = "auto", device: str = "auto", bits: Literal[4] | None = None
+) -> Any:
     """The causal LM called `name`, in evaluation mode, on `device`.
 
     `name` is `smollm2`, a folder, or a hub id. `dtype` "auto" is float32 on a CPU, and on a GPU
     what the checkpoint holds (bfloat16 for `smollm2`). `device` "auto" is cuda where there is one.
+    `bits=4` keeps the linear layers in 4 bits (NF4, its constants quantised too), for QLoRA.
     Raises ConfigError if it cannot be found or loaded, MissingExtraError if a package is absent.
     """
     place = _device(device)
     kind = _dtype(dtype, place, name)
     source = smollm2_folder() if name == SMOLLM2 else _source(name)
+    quantised = {} if bits is None else _in_4_bits(kind, place)
     with _explained(name, "model"), _no_bars():
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=kind, local_files_only=_only_local(source)
+            source, dtype=kind, local_files_only=_only_local(source), **quantised
         )
-    return model.to(place).eval()
+    return model.eval() if quantised else model.to(place).eval()
+
+
+def _in_4_bits(kind: Any, place: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to keep linear layers as QLoRA does (arXiv 2305.14314)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise missing_extra("bitsandbytes", "quant")
+    how = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=kind if isinstance(kind, torch.dtype) else torch.bfloat16,
+    )
+    return {"quantization_config": how, "device_map": {"": place}}
 
 
 def load_tokenizer(name: str, *, chat: bool = True) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from torch import nn
 
 from agentrl.checkpoint import atomic_dir, disk_full_means
 from agentrl.errors import ConfigError
+from agentrl.train.adapter import routes_rows
 
 
 def export(
@@ -23,15 +27,27 @@ def export(
     """Write `model` to `out_dir`, for `AutoModelForCausalLM.from_pretrained`; returns the folder.
 
     An adapter is merged into a copy of the weights (so this needs the model's memory twice); with
-    `merge=False` only the adapter is written, for peft. `tokenizer` is agentrl's `HFTokenizer` or
-    transformers' own; without it the folder has none. `card` are lines for the README. The folder
+    `merge=False` only the adapter is written, for peft and vLLM to put on the base model as it was
+    (so one that began as part of the base, such as PiSSA's, is written as a LoRA of twice its rank:
+    the difference). `tokenizer` is agentrl's `HFTokenizer` or transformers' own; without it the
+    folder has none. `card` are lines for the README (`TrainResult.facts` makes some). The folder
     appears whole or not at all, and replaces an older one.
 
-    Raises ConfigError if the model or the tokenizer cannot be saved; StoreFullError.
+    Raises ConfigError if the model or the tokenizer cannot be saved so; StoreFullError.
     """
     bare: Any = model
     adapted = hasattr(model, "peft_config")
     if adapted and merge:
+        if routes_rows(model):
+            raise ConfigError(
+                "an adapter with tasks (Poly, MHR) has other weights for each, and cannot be "
+                "merged: export it with merge=False"
+            )
+        if getattr(bare.get_base_model(), "is_quantized", False):
+            raise ConfigError(
+                "the base model's weights are quantised: an adapter merged into them is rounded "
+                "away. Export with merge=False, and merge into the base model as it was published"
+            )
         bare = copy.deepcopy(bare).merge_and_unload()
     writer = getattr(tokenizer, "hf", tokenizer)
     for what, kind in ((bare, model), (writer, tokenizer)):
@@ -42,20 +58,56 @@ def export(
     out = Path(out_dir)
     cure = "Free some space or choose a folder on another disk, then export again."
     with disk_full_means(out, cure), atomic_dir(out) as temporary:
-        bare.save_pretrained(temporary)
+        if hasattr(bare, "initial_adapter") and not merge:
+            _save_difference(bare, temporary)
+        else:
+            bare.save_pretrained(temporary)
         if writer is not None:
             writer.save_pretrained(temporary)
         (temporary / "README.md").write_text(_card(bare, adapted and not merge, card or {}))
     return out
 
 
+def _save_difference(model: Any, folder: Path) -> None:
+    """Write what training changed as a plain LoRA: s (B A - B0 A0) = s [B, -B0] [A; A0].
+
+    Its rank is doubled, and alpha with it, so that the scale s stays what it was.
+    """
+    import peft
+
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    if config.use_dora:
+        raise ConfigError(
+            "an adapter with DoRA that began as part of the base model is no LoRA of it: export "
+            "it with merge=True"
+        )
+    state = {}
+    for name, now in peft.get_peft_model_state_dict(model).items():
+        first, now = model.initial_adapter[name].to(now), now.detach()
+        if "lora_A" in name:
+            now = torch.cat([now, first])
+        elif "lora_B" in name:
+            now = torch.cat([now, -first], dim=1)
+        state[name] = now.contiguous().cpu()
+    grown = math.sqrt(2) if config.use_rslora else 2
+    config.r, config.lora_alpha = 2 * config.r, grown * config.lora_alpha
+    config.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
+    config.alpha_pattern = {name: grown * a for name, a in config.alpha_pattern.items()}
+    config.init_lora_weights, config.inference_mode = True, True
+    if hasattr(config, "corda_config"):
+        config.corda_config = None
+    safetensors.torch.save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
+
+
 def _card(model: Any, adapter: bool, lines: Mapping[str, Any]) -> str:
-    """A short model card, with the front matter that the hub reads."""
+    """A short model card, with the front matter that the hub reads; its licence is left open."""
     config = model.get_base_model().config if adapter else model.config
     base = getattr(config, "name_or_path", "") or ""
     front = [f"library_name: {'peft' if adapter else 'transformers'}", "tags: [agentrl]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")
+    front += ["pipeline_tag: text-generation", "# license: yours to name; the base model's binds"]
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad or not adapter)
     kind = (
         f"A peft adapter for {base or 'its base model'}" if adapter else "A causal language model"
@@ -65,7 +117,7 @@ def _card(model: Any, adapter: bool, lines: Mapping[str, Any]) -> str:
         if adapter
         else "from transformers import AutoModelForCausalLM as Auto"
     )
-    facts = [f"- {key}: {value}" for key, value in lines.items()]
+    facts = {"Base model": base or "none (trained from random weights)"} | dict(lines)
     return "\n".join(
         [
             "---",
@@ -77,8 +129,8 @@ def _card(model: Any, adapter: bool, lines: Mapping[str, Any]) -> str:
             f"Architecture {config.model_type}, {parameters / 1e6:.1f} million "
             f"{'trained ' if adapter else ''}parameters.",
             "",
-            *facts,
-            *([""] if facts else []),
+            *(f"- {key}: {value}" for key, value in facts.items()),
+            "",
             "```python",
             load,
             "",

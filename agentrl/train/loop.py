@@ -85,7 +85,7 @@ def train(
     began, config = time.perf_counter(), config or TrainConfig()
     loss = _weighted(loss) if isinstance(loss, str) else loss
     seed_all(config.seed)
-    model = adapt(model, config.lora) if config.lora is not None else model
+    model = adapt(model, config.lora, samples) if config.lora is not None else model
     head_VD = read_head(model).weight_VD
     check_samples(samples, len(head_VD), context(model))
     device = head_VD.device

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agentrl.batch import Batch, Layout, collate
 from agentrl.logprob import Head, bare_model, linear_kl, linear_logprobs, read_head
+from agentrl.train.adapter import routes_rows, set_tasks
 from agentrl.train.attention import model_inputs, window
 from agentrl.types import Sample
 
@@ -48,6 +49,7 @@ class Scorer(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The decoder's last hidden states [B, T, D]; of a batch with a trie [1, C, D]."""
+        set_tasks(self.model, batch)
         out = bare_model(self.model).base_model(**model_inputs(self.model, batch))
         hidden_BTD: Tensor = out[0]
         return hidden_BTD
@@ -148,6 +150,8 @@ def layout_fault(model: nn.Module, layout: Layout, longest: int) -> str | None:
     come out as in a row of its own, and so must not change with what stands before it. State-space
     and convolution layers carry state over; some models ignore `position_ids`, or attention masks.
     """
+    if routes_rows(model):
+        return "its adapter routes whole rows by their task"
     sees = window(model)
     if layout == "tree" and sees is not None and longest > sees:
         return f"some of its layers see {sees} tokens back, the longest sample has {longest}"

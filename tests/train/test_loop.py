@@ -375,7 +375,7 @@ def test_8_bit_adamw_is_for_gpus_and_names_its_extra(monkeypatch) -> None:
     config = TrainConfig(optimizer="adamw_8bit")
     with pytest.raises(ConfigError, match="runs on a GPU only"):
         make_optimizer(tiny(), config)
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MissingExtraError, match=r"agentrl\[quant\]"):
         make_optimizer(tiny().to("meta"), config)
     with pytest.raises(ConfigError, match="Did you mean 'adamw'"):
