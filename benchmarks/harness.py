@@ -250,18 +250,27 @@ def markdown(rows: Sequence[Row], packages: Sequence[str], command: str) -> str:
     """The section of a results file: the table, the versions and the command that remakes it."""
     lines = [HEAD, ("---",) * len(HEAD), *map(cells, rows)]
     found = machine()
-    notes = list(dict.fromkeys(f"- `{r.case}`: {r.note}" for r in rows if r.note))
+    notes: dict[str, list[str]] = {}  # note -> the cases that it is of
+    for row in rows:
+        if row.note and row.case not in notes.setdefault(row.note, []):
+            notes[row.note].append(row.case)
     return "\n".join(
         [
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
-            *notes,
+            *(f"- {_of(cases)}: {note}" for note, cases in notes.items()),
             "",
             f"Made by `{command}` on {found['cores']} cores, GPU: {found['gpu'] or 'none'}, with "
             + ", ".join(f"{name} {version}" for name, version in versions(packages).items())
             + ".",
         ]
     )
+
+
+def _of(cases: Sequence[str]) -> str:
+    """What a note is of."""
+    first = f"`{cases[0]}`"
+    return first if len(cases) == 1 else f"{first} and {len(cases) - 1} more"
 
 
 def update_section(path: Path, name: str, text: str) -> None:

@@ -18,6 +18,7 @@ QUEUE = 10_000
 _FAILURES = 5  # in a row, until the breaker opens
 _COOL_S = 5.0
 _RETRY_S = 1.0
+_PAUSE_S = 0.003  # before a spare is replaced
 
 
 def default_turns() -> int:
@@ -137,7 +138,10 @@ R = TypeVar("R", bound=Ready)
 
 
 class Spares(Generic[R]):
-    """Keeps `size` fresh things ready and makes one more for each one taken."""
+    """Keeps `size` fresh things ready and makes one more for each one taken.
+
+    It waits a moment before that, so as not to take the processor from the one just taken.
+    """
 
     def __init__(self, size: int, make: Callable[[], Awaitable[R]]) -> None:
         self._size = size
@@ -152,8 +156,8 @@ class Spares(Generic[R]):
         """A living one, which nobody else gets; None if there is none now."""
         while self._ready:
             one = self._ready.popleft()
-            self.fill()
             if one.dead is None:
+                asyncio.get_running_loop().call_later(_PAUSE_S, self.fill)
                 return one
             await one.close()
         self.fill()
