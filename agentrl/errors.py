@@ -11,6 +11,7 @@ AgentRLError
 +-- InfraError             our fault, never the policy's: retried, then excluded, never a reward
     +-- SandboxError       the sandbox failed, not the code in it
     |   +-- SessionDead    the session has ended; open another
+    |   |   +-- EndedByCode  by what ran in it: the policy's doing, not ours
     |   +-- IsolationError isolation is not possible here; names the override
     +-- EngineError        the policy's engine failed
     +-- DeadlineError      a rollout took longer than its deadline
@@ -68,6 +69,11 @@ class SandboxError(InfraError):
 
 class SessionDead(SandboxError):
     """The session has ended (killed, crashed, tampered). Open another."""
+
+
+class EndedByCode(SessionDead):
+    """What ran in the session ended it between two calls, or by a call that was over by then: the
+    one InfraError that is the policy's doing. Open another session; never exclude the sample."""
 
 
 class IsolationError(SandboxError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
-from agentrl.errors import AgentRLError, ConfigError, SandboxError, SessionDead
+from agentrl.errors import AgentRLError, ConfigError, EndedByCode, SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall, ToolSpec
 from envs.grading import Grade
@@ -121,13 +121,14 @@ class QuestionEpisode:
     async def _execute(self, code: str) -> tuple[ExecResult, bool]:
         """Run a cell; the flag says that a new session took the place of one that code had ended.
 
-        A session that is dead although nothing in it ended it is our failure: SessionDead.
+        A session that is dead although nothing in it ended it is our failure: SessionDead. What a
+        cell left running may end it after the cell.
         """
         restarted = False
         try:
             result = await (await self._open()).run(code, timeout=self._timeout)
-        except SessionDead:
-            if not self._endangered:
+        except SessionDead as error:
+            if not (self._endangered or isinstance(error, EndedByCode)):
                 raise
             await self._drop()
             restarted = True

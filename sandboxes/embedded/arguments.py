@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
+from agentrl.errors import ConfigError
+from agentrl.types import Limits
 from sandboxes.embedded.inside import wire
 
 _WORK = "/work/"
@@ -42,6 +45,15 @@ def names(path: str) -> list[str]:
     if max(sizes) > 255 or sum(sizes) > 2048 or len(parts) > _DEPTH:
         raise ValueError(f"path too long or not text: {path[:200]!r}")
     return parts
+
+
+def wall_s(timeout: float | None, limits: Limits) -> float:
+    """The seconds that an execution has. Raises ConfigError for what is no positive number."""
+    if timeout is None:
+        return limits.wall_s
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < inf:
+        raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    return timeout
 
 
 def file_error(answer: dict[str, Any], path: str) -> Exception:

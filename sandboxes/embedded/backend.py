@@ -17,7 +17,7 @@ from sandboxes.embedded import cgroups, profiles, uids
 from sandboxes.embedded.handle import Handle
 from sandboxes.embedded.plan import limits_of
 from sandboxes.embedded.profiles import Profile
-from sandboxes.embedded.results import of_full_queue
+from sandboxes.embedded.results import of_full_queue, refused
 from sandboxes.embedded.session import EmbeddedSession
 from sandboxes.embedded.supply import Supply
 from sandboxes.embedded.zygote import Zygote
@@ -194,17 +194,21 @@ class EmbeddedSandbox:
 
         A Python program that ends by `sys.exit` or `os._exit` has status `exit` and its
         `exit_code`, 0 included; `ok` means that it ran to its end. A program that does not compile
-        has status `error` and the error `CompileError`. Raises ConfigError for an unknown language,
-        ValueError for file names outside /work, SandboxError if no session could be had.
+        has status `error` and the error `CompileError`, one that is too long `SourceTooLong`.
+        Raises ConfigError for an unknown language, ValueError for file names outside /work, OSError
+        for files that do not fit, SandboxError if no session could be had.
         """
         how = languages.find(language)
         chosen = self.profile if profile is None else profiles.find(profile)
         wanted = self.limits if limits is None else limits_of(limits, {})
+        source = program.encode("utf-8", "surrogatepass")
+        if len(source) > wanted.source_bytes:
+            return refused(len(source), wanted, self.capabilities.isolation)
         try:
             async with self._gate.turn(), self._session(chosen, wanted, None) as session:
                 for name, data in (files or {}).items():
                     await session.write_file(name, data)
-                await session.write_file(how.file, program.encode("utf-8", "surrogatepass"))
+                await session.write_file(how.file, source)
                 if how.name == "python":
                     return await session.program(how.file, args, stdin=stdin)
                 if how.compiler:
@@ -232,9 +236,10 @@ class EmbeddedSandbox:
             for session in list(self._sessions):
                 if session.idle_s() > self._ttl_s:
                     self._meter.reaped += 1
-                    await session.expire(f"nobody used it for {self._ttl_s:g} s (ttl_s)")
+                    idle = f"nobody used it for {self._ttl_s:g} s (ttl_s)"
+                    await session.expire(idle, by_code=False)
                 elif (why := session.overspent()) is not None:
-                    await session.expire(why)
+                    await session.expire(why, by_code=True)
 
     async def judge(self, program: str, cases: Any, **options: Any) -> Verdict:
         """Judge a program; see `sandboxes.judge.judge`."""

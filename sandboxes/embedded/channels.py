@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,13 @@ def refuse_descriptors(sock: socket.socket) -> bool:
 def carries_descriptors(sock: socket.socket) -> bool:
     """Whether the next message does, without taking it. Raises BlockingIOError without one."""
     return bool(sock.recvmsg(1, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC)
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether the other end is open: then what looks like the end is an empty message."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return not poll.poll(0)
 
 
 def pipe() -> tuple[int, int]:

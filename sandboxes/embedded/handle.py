@@ -38,8 +38,8 @@ Freed = Callable[["Handle", float], None]
 class Handle:
     """One live session. Made by `await Handle.open(...)`, freed by `await close()`.
 
-    `dead` says why it ended, None while it lives; `ended` is the interpreter's wait status as its
-    parent saw it.
+    `dead` says why it ended, None while it lives, and `by_code` whether what ran in it did that;
+    `ended` is the interpreter's wait status as its parent saw it.
     """
 
     def __init__(self, zygote: Zygote, limits: Limits, freed: Freed, *, warm: bool) -> None:
@@ -49,6 +49,7 @@ class Handle:
         self._began = time.monotonic()
         self._warm = warm
         self.dead: str | None = None
+        self.by_code = True
         self.ended: dict[str, Any] | None = None
         self.pid = 0  # of the session's first process
         self.worker_pid = 0
@@ -164,7 +165,9 @@ class Handle:
             message, fds = None, []
         if message is None:
             self._loop.remove_reader(self.facts)
-            self._mark_dead("its zygote died" if self.zygote.dead else "its first process ended")
+            if self.zygote.dead:
+                self._mark_dead("its zygote died", by_code=False)
+            self._mark_dead("its first process ended")
             self._emptied.set()
             self._push(Gone())
             return
@@ -196,7 +199,7 @@ class Handle:
                 return
             except OSError:
                 data = b""
-            if not data:  # its end: the reason follows as a fact
+            if not data and not channels.is_connected(self.claims):  # why, a fact will say
                 self._loop.remove_reader(self.claims)
                 return
             if not self._busy:
@@ -230,10 +233,14 @@ class Handle:
         except (ValueError, OSError):  # bad arguments: nothing was begun
             raise
         except BaseException:
-            self.kill("a call was cancelled")
+            self.kill("a call was cancelled", by_code=False)
             raise
         finally:
             self._busy = False
+            if self.ended is not None:
+                self.kill("the interpreter ended")
+            elif any(isinstance(event, Claim) for event in self._events):
+                self.kill("tampered: an answer to no call")
 
     def send_fact(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Give the first process an order. Raises SandboxError."""
@@ -272,13 +279,13 @@ class Handle:
                 self.group.count_cpu(counted)
         return counted
 
-    def _mark_dead(self, why: str) -> None:
+    def _mark_dead(self, why: str, *, by_code: bool = True) -> None:
         if self.dead is None:
-            self.dead = why
+            self.dead, self.by_code = why, by_code
 
-    def kill(self, why: str) -> None:
+    def kill(self, why: str, *, by_code: bool = True) -> None:
         """Kill every process of the session at once. The first reason given is kept."""
-        self._mark_dead(why)
+        self._mark_dead(why, by_code=by_code)
         if self._pidfd < 0:
             return
         if self.zygote.tier == "none":

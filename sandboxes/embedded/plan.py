@@ -11,6 +11,8 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.types import Limits
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Limits))
+_LEAST = {"wall_s": 0, "cpu_s": 0, "memory_mb": 8, "files": 8}  # 1 of everything else
+_MOST = 1 << 40  # what the kernel takes of any
 _OPTIONS = (
     "limits", "isolation", "profile", "spares", "max_running", "queue", "ttl_s", "recycle",
     "jail",
@@ -28,8 +30,11 @@ def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
     limits = dataclasses.replace(base or Limits(), **changes)
     for name in _FIELDS:
         value = getattr(limits, name)
+        least = _LEAST.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(f"sandbox limit {name} must be a number above 0, not {value!r}")
+        if not least <= value <= _MOST:
+            raise ConfigError(f"sandbox limit {name} must be {least} to 2**40, not {value!r}")
     return limits
 
 

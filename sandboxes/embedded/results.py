@@ -39,6 +39,13 @@ def of_full_queue(error: QueueFull, meter: Meter) -> ExecResult:
     return ExecResult("infra", detail=str(error))
 
 
+def refused(size: int, limits: Limits, isolation: str) -> ExecResult:
+    """The result of source code that is too long to be sent."""
+    message = f"source of {size} bytes; at most {limits.source_bytes}"
+    error = ExecError("SourceTooLong", message, "")
+    return ExecResult("error", error=error, isolation=isolation, detail=message)
+
+
 def check_claim(claim: dict[str, Any] | None, number: int, limits: Limits) -> str | None:
     """Why this is no answer to call `number`; None if it is one."""
     if claim is None:

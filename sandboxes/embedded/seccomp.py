@@ -34,6 +34,9 @@ _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* that clone(2) takes
 _SOCKET_FAMILIES = (1, 2, 10)  # unix, IPv4, IPv6
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+# fcntl(2): a lease on a file makes others wait who open it; watches and large pipes are counted
+# for the user of all sessions.
+_SHARED = (1024, 1026, 1031)  # F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
 
 # name: (x86_64, aarch64); None where the architecture has no such call
 _DENIED: dict[str, tuple[int | None, int | None]] = {
@@ -108,6 +111,11 @@ _ABSENT: dict[str, tuple[int, int]] = {  # callers have a fallback for "no such 
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
 }
+# Done at once: they would have every disk of the machine write.
+_IDLE: dict[str, tuple[int, int]] = {
+    "sync": (162, 81),
+    "syncfs": (306, 267),
+}
 # Memory that no process maps: only control groups see it.
 _UNMAPPED: dict[str, tuple[int, int]] = {
     "memfd_create": (319, 279),
@@ -125,6 +133,7 @@ _NAMED: dict[str, tuple[int, int | None]] = {
     "socket": (41, 198),
 }
 _CLONE = (56, 220)
+_FCNTL = (72, 25)
 _IOCTL = (16, 29)
 _PERSONALITY = (135, 92)
 _PRLIMIT = (302, 261)
@@ -154,7 +163,10 @@ def _by_argument(arch: int) -> dict[int, bytes]:
     eperm = _deny(errno.EPERM)
     namespaces = _argument(0) + _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1) + eperm + _ALLOWED
     current = _op(_EQUAL, 0, 2, 0) + _op(_EQUAL, 0xFFFFFFFF, 1, 0)
-    terminal = b"".join(_op(_EQUAL, c, 0, 1) + eperm for c in _TERMINAL_INPUT)
+    terminal, shared = (
+        b"".join(_op(_EQUAL, code, 0, 1) + eperm for code in codes)
+        for codes in (_TERMINAL_INPUT, _SHARED)
+    )
     families = _argument(0)
     for left, family in zip((3, 2, 1), _SOCKET_FAMILIES, strict=True):
         families += _op(_EQUAL, family, left, 0)
@@ -163,6 +175,7 @@ def _by_argument(arch: int) -> dict[int, bytes]:
         _CLONE[arch]: namespaces,
         _PERSONALITY[arch]: _argument(0) + current + eperm + _ALLOWED,
         _PRLIMIT[arch]: _argument(0) + _op(_EQUAL, 0, 1, 0) + eperm + _ALLOWED,
+        _FCNTL[arch]: _argument(1) + shared + _ALLOWED,
         _IOCTL[arch]: _argument(1) + terminal + _ALLOWED,
         **{call[arch]: families for call in _SOCKETS},
     }
@@ -200,6 +213,7 @@ def build(*, unmapped_memory: bool, shared: bool = False, machine: str = "") -> 
         )
     arch = list(_AUDIT_ARCH).index(machine)
     special = {c[arch]: _deny(errno.ENOSYS) for c in _ABSENT.values()}
+    special |= {c[arch]: _deny(0) for c in _IDLE.values()}
     special |= {n: _deny(errno.EPERM) for c in _DENIED.values() if (n := c[arch]) is not None}
     if not unmapped_memory:
         special |= {c[arch]: _deny(errno.EPERM) for c in _UNMAPPED.values()}

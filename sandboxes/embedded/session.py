@@ -10,19 +10,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
 
-from agentrl.errors import SandboxError, SessionDead
-from agentrl.types import ExecError, ExecResult, Limits
+from agentrl.errors import EndedByCode, SandboxError, SessionDead
+from agentrl.types import ExecResult, Limits
 from sandboxes.embedded import artifacts
-from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names
+from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names, wall_s
 from sandboxes.embedded.call import Call, over_budget
 from sandboxes.embedded.channels import Claim, Fact, Gone
 from sandboxes.embedded.handle import Handle
-from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue
+from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue, refused
 from sandboxes.metrics import Meter
 from sandboxes.pool import Gate, QueueFull
 
 _INLINE_BYTES = 16 << 10  # longer sources travel by descriptor; JSON may need six times the space
 _FILE_S = 20.0
+_SWEEP_S = 1.0  # a result may not be later than this after its time limit
 
 
 class EmbeddedSession:
@@ -30,7 +31,8 @@ class EmbeddedSession:
 
     Calls on one session run one after the other. A call whose task is cancelled kills the session.
     Executions whose sandbox failed come back with status `infra`; file calls raise SandboxError
-    then, and SessionDead if the session had ended before.
+    then. Calls on a session that has ended raise SessionDead: EndedByCode if what ran in it did
+    that.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EmbeddedSession:
         self._call: Call | None = None
         self._number = 0
         self._why_closed = "it was not opened"
+        self._death = SessionDead
 
     async def open(self) -> Self:
         """Start it. Raises SandboxError if that fails."""
@@ -70,9 +73,10 @@ class EmbeddedSession:
         """The living handle and a fresh call number, for one call at a time."""
         async with self._lock:
             handle = self._handle
-            if handle is None or handle.dead is not None:
-                why = handle.dead if handle else self._why_closed
-                raise SessionDead(f"the session has ended: {why}. Open another, or reset() it")
+            if handle is None:
+                raise self._death(_ended(self._why_closed))
+            if handle.dead is not None:
+                raise _death(handle)
             self._number += 1
             try:
                 with handle.busy():
@@ -95,22 +99,22 @@ class EmbeddedSession:
     async def run(self, code: str, *, timeout: float | None = None) -> ExecResult:
         """Run a cell. `timeout` (seconds) defaults to `limits.wall_s`.
 
-        Raises SessionDead if the session had ended before.
+        Raises SessionDead if the session had ended before, ConfigError for a timeout that is none.
         """
-        return await self._gated(lambda: self._run(code, timeout))
+        wall = wall_s(timeout, self.limits)
+        return await self._gated(lambda: self._run(code, wall))
 
-    async def _run(self, code: str, timeout: float | None) -> ExecResult:
+    async def _run(self, code: str, wall: float) -> ExecResult:
         async with self._turn() as (handle, number):
             source = code.encode("utf-8", "surrogatepass")
             if len(source) > self.limits.source_bytes:
-                return self._refused(len(source), handle)
+                return refused(len(source), self.limits, handle.zygote.tier)
             order: dict[str, Any] = {"op": "cell", "id": number}
             fds = []
             if len(source) > _INLINE_BYTES:
                 fds.append(memfd(source))
             else:
                 order["code"] = code
-            wall = self.limits.wall_s if timeout is None else timeout
             streams = (handle.stdout, handle.stderr)
             try:
                 with Call(handle, streams, self.limits, wall, handle.interrupt) as self._call:
@@ -121,11 +125,6 @@ class EmbeddedSession:
             finally:
                 close_all(fds)
             return await self._finish(self._call, ending)
-
-    def _refused(self, size: int, handle: Handle) -> ExecResult:
-        message = f"source of {size} bytes; at most {self.limits.source_bytes}"
-        error = ExecError("SourceTooLong", message, "")
-        return ExecResult("error", error=error, isolation=handle.zygote.tier, detail=message)
 
     async def _settle(self, call: Call, number: int, challenge: str) -> Ending:
         """Wait for a cell's end.
@@ -178,7 +177,7 @@ class EmbeddedSession:
         self._number += 1
         order = {"op": "sweep", "id": self._number, "since": int(call.started_ticks)}
         try:
-            async with asyncio.timeout(_FILE_S):
+            async with asyncio.timeout(_SWEEP_S):
                 handle.send_fact(order)
                 answer = await self._answer(handle, self._number)
             if answer.get("size") != 0:
@@ -228,21 +227,22 @@ class EmbeddedSession:
 
         The command is no part of the interpreter: the session outlives it, whatever it does. What
         it leaves running in the background lives as long as the session. Raises SessionDead if the
-        session had ended before, ValueError if `argv` cannot be one.
+        session had ended before, ConfigError for a timeout that is none, ValueError if `argv`
+        cannot be one.
         """
+        wall = wall_s(timeout, self.limits)
         argv = checked(argv)
         if not argv or not argv[0]:
             raise ValueError("argv names no command")
-        return await self._gated(lambda: self._exec(argv, stdin, timeout))
+        return await self._gated(lambda: self._exec(argv, stdin, wall))
 
-    async def _exec(self, argv: list[str], stdin: bytes, timeout: float | None) -> ExecResult:
+    async def _exec(self, argv: list[str], stdin: bytes, wall: float) -> ExecResult:
         async with self._turn() as (handle, number):
             out, out_far = os.pipe2(os.O_CLOEXEC)
             err, err_far = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(out, False)
             os.set_blocking(err, False)
             theirs = [memfd(stdin), out_far, err_far]
-            wall = self.limits.wall_s if timeout is None else timeout
 
             def stop() -> None:
                 with contextlib.suppress(SandboxError):
@@ -312,7 +312,7 @@ class EmbeddedSession:
             if isinstance(event, Fact) and event.message.get("id") == number:
                 return event.message
             if isinstance(event, Gone):
-                raise SandboxError(f"the session ended: {handle.dead}")
+                raise _death(handle)
             if isinstance(event, Claim):
                 handle.kill("tampered: an answer to no call")
 
@@ -336,7 +336,7 @@ class EmbeddedSession:
             self._handle.kill("it was closed")  # ends a running call, which frees the lock
         async with self._lock:
             handle, self._handle = self._handle, None
-            self._why_closed = "it was closed"
+            self._why_closed, self._death = "it was closed", SessionDead
             if handle is not None:
                 await handle.close()
 
@@ -354,12 +354,20 @@ class EmbeddedSession:
         spent_s = handle.spent_s()
         return over_budget(spent_s, self.limits) if spent_s > self.limits.cpu_s else None
 
-    async def expire(self, why: str) -> None:
+    async def expire(self, why: str, *, by_code: bool) -> None:
         """Close it because of its limits; later calls say so."""
         await self.close()
-        self._why_closed = why
+        self._why_closed, self._death = why, EndedByCode if by_code else SessionDead
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
         if handle is not None:
             handle.abandon()
+
+
+def _ended(why: str | None) -> str:
+    return f"the session has ended: {why}. Open another, or reset() it"
+
+
+def _death(handle: Handle) -> SessionDead:
+    return (EndedByCode if handle.by_code else SessionDead)(_ended(handle.dead))

@@ -64,6 +64,7 @@ class ServedSession:
         self._channel: Channel | None = None
         self._name = ""
         self._dead = "it was not opened"
+        self._death = SessionDead
         self._lock = asyncio.Lock()
         self._isolation = isolation
 
@@ -77,6 +78,7 @@ class ServedSession:
     async def _start(self) -> None:
         self._channel = await self._fleet.acquire()
         self._name, self._dead = secrets.token_hex(16), "it did not start"
+        self._death = SessionDead
         limits = codec.limits_to_wire(self.limits)
         args = {"session": self._name, "limits": limits, "profile": self._profile}
         try:
@@ -97,13 +99,13 @@ class ServedSession:
         """The channel, for one call at a time. What cuts a call short kills the session."""
         async with self._lock:
             if self._channel is None or self._dead:
-                raise SessionDead(f"the session has ended: {self._dead}. Open another, or reset()")
+                raise self._death(f"the session has ended: {self._dead}. Open another, or reset()")
             try:
                 yield self._channel
             except (ValueError, OSError):  # bad arguments: nothing was begun
                 raise
             except SessionDead as error:
-                self._dead = str(error)
+                self._dead, self._death = str(error), type(error)
                 raise
             except BaseException as error:
                 self._dead = self._dead or f"a call was cut short ({type(error).__name__})"

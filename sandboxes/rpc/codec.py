@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from agentrl.errors import ConfigError, IsolationError, SandboxError, SessionDead
+from agentrl.errors import ConfigError, EndedByCode, IsolationError, SandboxError, SessionDead
 from agentrl.interfaces import Capabilities
 from agentrl.types import ExecError, ExecResult, ExecStatus, Limits
 
 _ERRORS: Mapping[str, type[Exception]] = {
     "ConfigError": ConfigError,
     "IsolationError": IsolationError,
+    "EndedByCode": EndedByCode,  # the nearest class comes first
     "SessionDead": SessionDead,
     "SandboxError": SandboxError,
     "ValueError": ValueError,

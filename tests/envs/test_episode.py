@@ -9,7 +9,7 @@ import pytest
 from canned_box import CannedBox, ok
 
 import envs
-from agentrl.errors import ConfigError, SandboxError, SessionDead
+from agentrl.errors import ConfigError, EndedByCode, SandboxError, SessionDead
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall
 from envs.base import STATE_LOST, EpisodeOver, QuestionEpisode
 from envs.grading import grade_task
@@ -83,6 +83,13 @@ def test_a_session_that_its_code_killed_is_replaced_and_the_model_is_told() -> N
     assert later.observation[0].content == "8"
     assert [s.codes for s in box.sessions] == [["x=1", "while 1: 0"], ["x", "y"]]
     assert all(s.closed == 1 for s in box.sessions)
+
+
+def test_a_session_that_its_code_ended_after_its_cell_is_replaced() -> None:
+    box = CannedBox(ok(), EndedByCode("the interpreter ended between two calls"), ok("8\n"))
+    _, (_, after) = play(box, code("x=1"), code("x"))
+    assert after.observation[0].content == f"{STATE_LOST}\n8"
+    assert [s.codes for s in box.sessions] == [["x=1", "x"], ["x"]]
 
 
 def test_a_session_that_survives_a_timeout_keeps_its_state() -> None:

@@ -16,7 +16,7 @@ from sandboxes.embedded.inside import wire
 from sandboxes.output import OutputBuffer
 
 INSIDE = Path(seccomp.__file__).parent / "inside"
-ALLOW, EPERM, EACCES, ENOSYS = 0x7FFF0000, 0x50001, 0x5000D, 0x50026
+ALLOW, EPERM, EACCES, ENOSYS, ERRNO = 0x7FFF0000, 0x50001, 0x5000D, 0x50026, 0x50000
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -46,10 +46,20 @@ def test_filter_decides_every_call(machine: str) -> None:
     denied = {c[arch] for c in (*seccomp._DENIED.values(), *seccomp._UNMAPPED.values())} - {None}
     absent = {c[arch] for c in seccomp._ABSENT.values()}
     by_argument = {
-        c[arch] for c in (seccomp._CLONE, seccomp._IOCTL, seccomp._PERSONALITY, seccomp._PRLIMIT)
+        one[arch]
+        for one in (
+            seccomp._CLONE,
+            seccomp._FCNTL,
+            seccomp._IOCTL,
+            seccomp._PERSONALITY,
+            seccomp._PRLIMIT,
+        )
     } | {c[arch] for c in seccomp._SOCKETS}
+    idle = {c[arch] for c in seccomp._IDLE.values()}
+    special = dict.fromkeys(denied, EPERM) | dict.fromkeys(absent, ENOSYS)
+    special |= dict.fromkeys(idle, ERRNO)
     for number in set(range(500)) - by_argument:
-        wanted = EPERM if number in denied else ENOSYS if number in absent else ALLOW
+        wanted = special.get(number, ALLOW)
         assert decide(program, machine, number) == wanted, number
 
 
@@ -67,6 +77,9 @@ def test_filter_decides_by_arguments(machine: str) -> None:
         assert decide(program, machine, seccomp._CLONE[arch], flag | 17) == EPERM
     assert decide(program, machine, seccomp._IOCTL[arch], 0, 0x5401) == ALLOW
     assert decide(program, machine, seccomp._IOCTL[arch], 0, 0x5412) == EPERM
+    for command in range(2000):  # of fcntl
+        wanted = EPERM if command in (1024, 1026, 1031) else ALLOW
+        assert decide(program, machine, seccomp._FCNTL[arch], 3, command) == wanted
     assert decide(program, machine, seccomp._PERSONALITY[arch], 0xFFFFFFFF) == ALLOW
     assert decide(program, machine, seccomp._PERSONALITY[arch], 0x0040000) == EPERM
     assert decide(program, machine, seccomp._PRLIMIT[arch], 0) == ALLOW

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_arena import Go, open_box
 
-from agentrl.errors import ConfigError, IsolationError, SandboxError, SessionDead
+from agentrl.errors import ConfigError, EndedByCode, IsolationError, SandboxError, SessionDead
 from agentrl.testing import check_sandbox
 from agentrl.types import ExecError, ExecResult, Limits
 from sandboxes.rpc import codec, frames
@@ -118,6 +118,7 @@ def test_errors_come_back_as_they_were():
         ConfigError("a"),
         IsolationError("b"),
         SessionDead("c"),
+        EndedByCode("c"),
         SandboxError("d"),
         ValueError("e"),
     ]

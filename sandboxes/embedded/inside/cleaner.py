@@ -167,4 +167,5 @@ def processes(first: int, count: int) -> dict[str, int]:
 
 def _ended(pid: str) -> bool:
     with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"Z"
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[0] == b"Z" and int(fields[17]) <= 1  # else it has other threads

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from . import disk, files, kernel, owned, wire, worker, world
 
 _SWEEPS = 50
+_CANNOT = 126  # exit status of a command that could not be started
 
 
 def main(plan: dict[str, Any], limits: Mapping[str, Any], fds: list[int]) -> NoReturn:
@@ -90,8 +91,14 @@ def _fail(facts: socket, error: BaseException) -> None:
     wire.send(facts, {"failed": f"{type(error).__name__}: {error}"})
 
 
+def _say(fd: int, command: str, error: Exception) -> None:
+    reason = getattr(error, "strerror", None) or error
+    os.write(fd, f"{command}: {reason}\n".encode("utf-8", "backslashreplace"))
+
+
 def _processes(since: int) -> list[int]:
-    """The processes below this one that began at clock tick `since` or later, without zombies."""
+    """The processes below this one that began at clock tick `since` or later, without zombies; what
+    has threads beside its ended first one is none."""
     parents, begun = {}, []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -101,7 +108,7 @@ def _processes(since: int) -> list[int]:
             except OSError:
                 continue
             parents[int(name)] = int(fields[1])
-            if int(fields[19]) >= since and fields[0] != b"Z":
+            if int(fields[19]) >= since and (fields[0] != b"Z" or int(fields[17]) > 1):
                 begun.append(int(name))
     return [pid for pid in begun if _below(pid, parents)]
 
@@ -174,11 +181,10 @@ class Init:
                 return
             job = 0 if pid == self.worker else self.jobs.pop(pid, None)
             if job is not None:
-                cpu = usage.ru_utime + usage.ru_stime
-                wire.send(
-                    self.facts,
-                    {"ended": job, "status": status, "cpu": cpu, "peak_kb": usage.ru_maxrss},
-                )
+                self._ended(job, status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+
+    def _ended(self, job: int, status: int, cpu: float, peak_kb: int) -> None:
+        wire.send(self.facts, {"ended": job, "status": status, "cpu": cpu, "peak_kb": peak_kb})
 
     def obey(self, order: Mapping[str, Any], fds: list[int]) -> None:
         """Carry out one order; each but `kill` is answered with its id."""
@@ -208,7 +214,12 @@ class Init:
 
     def execute(self, job: int, argv: list[str], fds: list[int]) -> None:
         """Start a command with `fds` as its standard streams."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # the session has as many processes as it may have
+            _say(fds[2], argv[0], error)
+            self._ended(job, _CANNOT << 8, 0.0, 0)
+            return
         if pid:
             self.jobs[pid] = job
             return
@@ -221,10 +232,12 @@ class Init:
             world.confine(self.plan, self.limits, interpreter=False)
             os.execvp(argv[0], argv)
         except OSError as error:
-            os.write(2, f"{argv[0]}: {error.strerror}\n".encode("utf-8", "backslashreplace"))
+            _say(2, argv[0], error)
             os._exit(127)
+        except ValueError as error:  # it cannot be encoded
+            _say(2, argv[0], error)
         finally:
-            os._exit(126)
+            os._exit(_CANNOT)
 
     def sweep(self, since: int) -> int:
         """Kill what was started at clock tick `since` or later, but for the interpreter; how many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ NAMESPACES = (
 )
 INFINITE = resource.RLIM_INFINITY
 _PROCESSES_A_PROCESSOR = 4
+_WATCHERS = 8  # of inotify: the machine has 128 for the user of all sessions
+_SIGNALS = 1024  # that wait, and timers; counted for that user, too, as are message queues
 _USER = 1000  # inside; outside it is the zygote's own unprivileged user
 
 
@@ -49,6 +52,8 @@ def mount_private(limits: Mapping[str, Any]) -> None:
         "newinstance,ptmxmode=0666,mode=620",
     )
     size = f"size={limits['disk_bytes']},nr_inodes={limits['inodes']}"
+    with contextlib.suppress(FileNotFoundError):  # a kernel without
+        _write("/proc/sys/user/max_inotify_instances", str(_WATCHERS))
     kernel.mount("tmpfs", "/work", "tmpfs", safe, f"{size},mode=755")
     kernel.mount("tmpfs", "/tmp", "tmpfs", safe, f"{size},mode=1777")
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", safe, f"{size},mode=1777")
@@ -93,7 +98,9 @@ def confine(plan: Mapping[str, Any], limits: Mapping[str, Any], *, interpreter: 
         owned.confine(plan, limits)
         _limit(resource.RLIMIT_NPROC, limits["pids"])
     _share_processors(limits["pids"])
-    _limit(resource.RLIMIT_CORE, 0)
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO):
+        _limit(kind, 0)
+    _limit(resource.RLIMIT_SIGPENDING, _SIGNALS)
     _limit(resource.RLIMIT_FSIZE, limits["disk_bytes"])
     _limit(resource.RLIMIT_NOFILE, limits["files"])
     _limit(resource.RLIMIT_CPU, limits["cpu_s"], limits["cpu_s"] + 1)

@@ -17,6 +17,8 @@ from . import cells, cleaner, init, kernel, landlock, owned, semaphores, wire, w
 
 def main(control_fd: int) -> NoReturn:
     """Serve the host until it closes its end of the control socket."""
+    # What has a handler may be sent to a session's first process: only what has none is ignored.
+    kernel.handle_signal(signal.SIGINT, kernel.DEFAULT)
     control = socket(fileno=control_fd)
     order, _ = wire.receive(control)
     if order is None:
