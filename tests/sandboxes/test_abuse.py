@@ -18,7 +18,7 @@ import pytest
 from abuse_cells import CELLS, UID, D, K, cell
 from sandbox_arena import Arena, Go
 
-from sandboxes.embedded import EmbeddedSession, handle
+from sandboxes.embedded import EmbeddedSession, channels
 
 WALL_S = {"A05-many-blocks": 8.0, "A06-children-together": 8.0}  # much memory takes time to touch
 
@@ -344,7 +344,7 @@ def test_descriptors_sent_to_the_host(go: Go, arena: Arena, monkeypatch, kernel:
     if arena.tier == "uid":
         pytest.skip("no connections in tier uid")
     if kernel == "takes":  # as before Linux 6.16
-        monkeypatch.setattr(handle, "_refuse_descriptors", lambda sock: False)
+        monkeypatch.setattr(channels, "refuse_descriptors", lambda sock: False)
     longest = 0.0
 
     async def tick():
