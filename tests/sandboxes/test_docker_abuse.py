@@ -1,4 +1,5 @@
-"""The hostile code of `test_abuse` in Docker containers: every test of it."""
+"""The hostile code of `test_abuse` in Docker containers: every test of it, and the games with the
+kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import test_abuse
+import test_abuse_kernel
 from abuse_cells import CELLS, UID
 from docker_daemon import IMAGE, daemon
 from sandbox_arena import SMALL, Arena, Go, descriptors
@@ -15,11 +17,15 @@ import sandboxes
 from sandboxes.docker import owner
 from sandboxes.docker.engine import Engine
 
+GAMES = {
+    name: getattr(test_abuse_kernel, name)
+    for name in ("test_kernel_game", "test_sources_that_bite_the_compiler")
+}
 IN_THE_HOST = {"test_descriptors_sent_to_the_host"}  # it changes what the host's process does
 globals().update(
     {
         name: test
-        for name, test in vars(test_abuse).items()
+        for name, test in {**vars(test_abuse), **GAMES}.items()
         if name.startswith("test_") and name not in IN_THE_HOST
     }
 )
