@@ -154,6 +154,8 @@ def test_spares_are_made_ahead_and_given_once(go: Go) -> None:
         taken = await spares.take()
         assert taken is made[1]
         assert made[0].closed
+        await asyncio.sleep(0)
+        assert len(made) == 2  # the one that was taken has the processor first
         await asyncio.sleep(0.01)
         assert len(spares) == 2
         assert await spares.take() not in made[:2]
