@@ -87,10 +87,11 @@ def open(backend: str = "embedded", limits: Limits | None = None, **options: Any
     """A sandbox, opened by `async with` or `await`.
 
     `options` are fields of Limits (`memory_mb=512`) and what the backend takes: for "embedded" see
-    `EmbeddedSandbox` (`isolation`, `profile`, `spares`), for "remote:URL[,URL ...]" see
-    `sandboxes.remote.RemoteSandbox` (`token`, `profile`). Raises ConfigError for an unknown backend
-    or option; opening raises IsolationError where code cannot be isolated, and SandboxError where
-    no server answers.
+    `EmbeddedSandbox` (`isolation`, `profile`, `spares`), for "docker" and "docker:IMAGE" see
+    `sandboxes.docker.docker_sandbox` (`inner`, `containers`, `runtime`), for "remote:URL[,URL ...]"
+    see `sandboxes.remote.RemoteSandbox` (`token`, `profile`). Raises ConfigError for an unknown
+    backend or option; opening raises IsolationError where code cannot be isolated, and SandboxError
+    where no daemon or server answers.
     """
     name, _, place = backend.partition(":")
     if name not in BACKENDS:
@@ -113,7 +114,7 @@ def run(
     Works inside a running event loop, too, which it blocks. To run more than a few programs open a
     sandbox once: starting one takes a tenth of a second. Raises what `open` raises.
     """
-    once_only = {"spares": 0} if backend == "embedded" else {}
+    once_only = {} if backend.partition(":")[0] == "remote" else {"spares": 0}
     opening = open(backend, **{**once_only, **options})
 
     async def once() -> ExecResult:

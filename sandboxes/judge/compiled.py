@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrl.errors import SandboxError, SessionDead
+from agentrl.errors import EndedByCode, SandboxError
 from agentrl.types import ExecResult
 from sandboxes import languages
 from sandboxes.judge.setting import Setting
@@ -24,9 +24,7 @@ async def build(setting: Setting, how: Language, program: str) -> bytes | ExecRe
             return languages.not_compiled(result)
         try:
             return await session.read_file(how.command[0])
-        except SessionDead:
-            raise
-        except (OSError, ValueError) as error:
+        except (EndedByCode, OSError, ValueError) as error:  # too large a binary, for one
             return ExecResult("error", detail=str(error))
 
 

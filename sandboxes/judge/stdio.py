@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from agentrl.errors import ConfigError, SandboxError, unknown
 from agentrl.types import CaseResult, CaseStatus, ExecResult, Limits, Verdict
@@ -61,15 +61,14 @@ async def judge_stdio(
     tolerance = Tolerance(rel_tol, abs_tol)
     found: dict[int, CaseResult] = {}
     async with contextlib.AsyncExitStack() as stack:
-        judged_by: Callable[[str, str, str], bool] | Guest
+        judged_by: Callable[[str, str, str], bool] | _Checker
         if callable(checker):
             judged_by = checker
         elif checker in TEXT_CHECKERS:
             name = checker
             judged_by = lambda _, expected, got: same_text(name, expected, got, tolerance)  # noqa: E731
         else:
-            judged_by = await stack.enter_async_context(setting.guest("candidate"))
-            await _load_checker(judged_by, setting, checker)
+            judged_by = await stack.enter_async_context(_Checker(setting, checker))
         how = languages.LANGUAGES[language]
         binary = await compiled.build(setting, how, program) if how.compiler else b""
         if isinstance(binary, ExecResult):
@@ -99,14 +98,58 @@ def _parse(number: int, case: Mapping[str, Any]) -> _Case:
     return _Case(str(case.get("id", number)), data, stdin, expect, args)
 
 
-async def _load_checker(guest: Guest, setting: Setting, source: str) -> None:
-    if "def check" not in source:
-        raise unknown("checker (or the source of check(stdin, expected, found))", source[:50],
-                      TEXT_CHECKERS)  # fmt: skip
-    loaded = await load(guest, dataclasses.replace(setting, files={}), source, ["check"])
-    if not isinstance(loaded, dict) or "check" not in loaded:
-        why = "it does not define it" if isinstance(loaded, dict) else loaded[1]
-        raise ConfigError(f"the checker has no check(stdin, expected, found): {why}")
+class _Checker:
+    """A checker that is source, in a session that is replaced after an output it did not bear."""
+
+    def __init__(self, setting: Setting, source: str) -> None:
+        if "def check" not in source:
+            raise unknown("checker (or the source of check(stdin, expected, found))", source[:50],
+                          TEXT_CHECKERS)  # fmt: skip
+        self._setting = dataclasses.replace(setting, files={})
+        self._source = source
+        self._stack = contextlib.AsyncExitStack()
+        self._guest: Guest | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises ConfigError if the source has no such function, SandboxError."""
+        try:
+            await self._renew()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _renew(self) -> Guest:
+        await self._stack.aclose()
+        guest = await self._stack.enter_async_context(self._setting.guest("candidate"))
+        loaded = await load(guest, self._setting, self._source, ["check"])
+        if not isinstance(loaded, dict) or "check" not in loaded:
+            why = "it does not define it" if isinstance(loaded, dict) else loaded[1]
+            raise ConfigError(f"the checker has no check(stdin, expected, found): {why}")
+        self._guest = guest
+        return guest
+
+    async def says(self, case: _Case, got: str) -> tuple[CaseStatus, str]:
+        """What it says of an output. One that it does not bear, whatever that does to it, is wrong:
+        else a program could choose not to be judged."""
+        guest = self._guest or await self._renew()
+        args = [case.text, case.expect, got]
+        try:
+            reply = await guest.ask(
+                "call", name="check", args=args, kwargs={"dict": []}, after=False
+            )
+        except Died as died:
+            raise SandboxError(f"the checker's session ended: {died}") from died
+        if reply.answer is None:
+            self._guest = None
+            return "wrong", f"the checker failed on this output: {reply.detail}"[:1000]
+        if reply.answer.get("value") is True:
+            return "passed", ""
+        said = str(reply.answer.get("value", reply.answer))[:500]
+        return "wrong", f"the checker said {said}"
 
 
 async def _run(setting: Setting, language: str, program: str, case: _Case) -> ExecResult:
@@ -123,7 +166,7 @@ async def _run(setting: Setting, language: str, program: str, case: _Case) -> Ex
 
 
 async def _judged(
-    case: _Case, result: ExecResult, checker: Callable[[str, str, str], bool] | Guest
+    case: _Case, result: ExecResult, checker: Callable[[str, str, str], bool] | _Checker
 ) -> CaseResult:
     """Compare what a run gave. Raises SandboxError for what is our fault."""
     if result.status == "infra":
@@ -136,8 +179,8 @@ async def _judged(
         status, detail = result.status, result.detail or _why(result)
     elif result.truncated:
         status, detail = "output_limit", f"{result.stdout_bytes} bytes of output are too many"
-    elif isinstance(checker, Guest):
-        status, detail = await _asked(checker, case, result.stdout)
+    elif isinstance(checker, _Checker):
+        status, detail = await checker.says(case, result.stdout)
     elif checker(case.text, case.expect, result.stdout) is True:
         status, detail = "passed", ""
     else:
@@ -149,21 +192,6 @@ async def _judged(
 def _why(result: ExecResult) -> str:
     error = result.error
     return f"{error.name}: {error.message}" if error else f"exit status {result.exit_code}"
-
-
-async def _asked(checker: Guest, case: _Case, got: str) -> tuple[CaseStatus, str]:
-    """What the checker in its session says."""
-    args = [case.text, case.expect, got]
-    try:
-        reply = await checker.ask("call", name="check", args=args, kwargs={"dict": []}, after=False)
-    except Died as died:
-        raise SandboxError(f"the checker's session ended: {died}") from died
-    if reply.answer is not None and reply.answer.get("value") is True:
-        return "passed", ""
-    if reply.answer is None:
-        raise ConfigError(f"the checker failed: {reply.detail}")
-    said = str(reply.answer.get("value", reply.answer))[:500]
-    return "wrong", f"the checker said {said}"
 
 
 def _not_compiled(name: str, result: ExecResult) -> CaseResult:

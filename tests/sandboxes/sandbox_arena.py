@@ -57,8 +57,8 @@ def groups(box: EmbeddedSandbox) -> int:
 
 
 async def settled(measure: Callable[[], int], wanted: int) -> int:
-    """The measure, once it has come down to what is wanted or 3 s have passed."""
-    for _ in range(300):
+    """The measure, once it has come down to what is wanted or 20 s have passed."""
+    for _ in range(2000):
         if measure() <= wanted:
             break
         await asyncio.sleep(0.01)

@@ -208,6 +208,26 @@ def test_stdio_checkers(ask) -> None:
     assert not ask("print(1 / 3)", third, mode="stdio", checker="tokens").passed
 
 
+FRAIL = """
+import os
+def check(stdin, expected, found):
+    if "loop" in found:
+        while True: pass
+    if "die" in found:
+        os._exit(0)
+    return found == expected
+"""
+
+
+def test_an_output_that_breaks_the_checker_is_wrong_and_the_next_is_judged(ask) -> None:
+    program = "print(input(), end='')"
+    cases = [{"stdin": word, "expect": word} for word in ("loop", "fine", "die", "good")]
+    verdict = ask(program, cases, mode="stdio", checker=FRAIL, timeout=1.0)
+    assert (verdict.status, verdict.infra) == ("wrong", False)
+    assert [case.status for case in verdict.cases] == ["wrong", "passed", "wrong", "passed"]
+    assert "the checker failed on this output" in verdict.cases[2].detail
+
+
 CPP = """
 #include <iostream>
 int main() { long n; std::cin >> n; std::cout << n * n << std::endl; return n == 3; }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sandbox_arena import Arena, Go, descriptors, open_box, processes, settled
+from sandbox_arena import Arena, Go, descriptors, groups, open_box, processes, settled
 
 import sandboxes
 from agentrl.errors import SandboxError, SessionDead
@@ -58,7 +58,7 @@ def test_cancelled_while_opening(go: Go, arena: Arena, delay: float) -> None:
         await arena.check_bystander()
         assert await settled(lambda: processes(arena.box), before[0]) == before[0]
         assert await settled(descriptors, before[1]) == before[1]
-        assert arena.counts()[2] == before[2]
+        assert await settled(lambda: groups(arena.box), before[2]) == before[2]
 
     go(play())
 
