@@ -51,7 +51,7 @@ def docker_sandbox(
             raise ConfigError(f"{name} must be above 0, not {number!r}")
     if container_per_session and memory_mb_total is not None:
         raise ConfigError("with container_per_session memory_mb is a container's limit, too")
-    wanted = limits_of(limits, changes)
+    wanted = limits_of(limits, changes, docker_sandbox)
     plan = Plan(
         image=image,
         limits=wanted,

@@ -9,9 +9,16 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from agentrl.errors import AgentRLWarning, ConfigError, IsolationError, SandboxError, unknown
+from agentrl.errors import (
+    AgentRLWarning,
+    ConfigError,
+    EndedByCode,
+    IsolationError,
+    SandboxError,
+    unknown,
+)
 from agentrl.interfaces import Capabilities
-from agentrl.types import ExecResult, Limits, Verdict
+from agentrl.types import ExecError, ExecResult, Limits, Verdict
 from sandboxes import languages
 from sandboxes.embedded import cgroups, profiles, uids
 from sandboxes.embedded.handle import Handle
@@ -72,7 +79,7 @@ class EmbeddedSandbox:
             raise ConfigError(f"spares must be at least 0, not {spares}")
         if recycle < 1 or not ttl_s > 0:
             raise ConfigError(f"recycle ({recycle}) and ttl_s ({ttl_s}) must be above 0")
-        self.limits = limits_of(limits, changes)
+        self.limits = limits_of(limits, changes, EmbeddedSandbox)
         self.profile = profiles.find(profile)
         self.capabilities = Capabilities("embedded", "", False, False, ())
         self._tier = "namespaces" if isolation == "auto" else isolation
@@ -216,6 +223,9 @@ class EmbeddedSandbox:
                     if not made.ok:
                         return languages.not_compiled(made)
                 return await session.exec([*how.command, *args], stdin=stdin)
+        except EndedByCode as error:  # what the compiler made of it was too much
+            failed = ExecError("CompileError", str(error), "")
+            return ExecResult("error", error=failed, isolation=self.capabilities.isolation)
         except QueueFull as error:
             return of_full_queue(error, self._meter)
 

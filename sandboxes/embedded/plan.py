@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentrl.errors import ConfigError, unknown
@@ -13,20 +14,19 @@ from agentrl.types import Limits
 _FIELDS = tuple(f.name for f in dataclasses.fields(Limits))
 _LEAST = {"wall_s": 0, "cpu_s": 0, "memory_mb": 8, "files": 8}  # 1 of everything else
 _MOST = 1 << 40  # what the kernel takes of any
-_OPTIONS = (
-    "limits", "isolation", "profile", "spares", "max_running", "queue", "ttl_s", "recycle",
-    "jail",
-)  # fmt: skip
 
 
-def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
-    """`base` (the defaults if None) with `changes`.
+def limits_of(
+    base: Limits | None, changes: Mapping[str, Any], taker: Callable[..., Any] | None = None
+) -> Limits:
+    """`base` (the defaults if None) with `changes`, which is what the backend's `taker` was given
+    besides options of its own.
 
     Raises ConfigError on an unknown name or a value that cannot be.
     """
     for name in changes:
         if name not in _FIELDS:
-            raise unknown("sandbox option", name, (*_FIELDS, *_OPTIONS))
+            raise unknown("sandbox option", name, (*_FIELDS, *_options(taker)))
     limits = dataclasses.replace(base or Limits(), **changes)
     for name in _FIELDS:
         value = getattr(limits, name)
@@ -36,6 +36,11 @@ def limits_of(base: Limits | None, changes: Mapping[str, Any]) -> Limits:
         if not least <= value <= _MOST:
             raise ConfigError(f"sandbox limit {name} must be {least} to 2**40, not {value!r}")
     return limits
+
+
+def _options(taker: Callable[..., Any] | None) -> list[str]:
+    found = inspect.signature(taker).parameters.values() if taker else ()
+    return [one.name for one in found if one.kind is one.KEYWORD_ONLY]
 
 
 def display_bytes(limits: Limits) -> int:

@@ -31,7 +31,7 @@ class RemoteSandbox(ServedSandbox):
         """`limits` are the servers' own if None; `changes` are fields of Limits. The rest is as
         for `RemoteFleet`. Raises ConfigError on values that cannot be."""
         fleet = RemoteFleet(urls, token, heartbeat_s=heartbeat_s, wait_s=wait_s)
-        super().__init__(fleet, limits_of(limits, changes), profile)
+        super().__init__(fleet, limits_of(limits, changes, RemoteSandbox), profile)
         self._servers = fleet
         self._given = limits
         self._changes = changes

@@ -205,6 +205,10 @@ def test_options_that_cannot_be():
     ):
         with pytest.raises(ConfigError):
             docker_sandbox(**options)
+    with pytest.raises(ConfigError, match=r"unknown sandbox option 'iner'. Did you mean 'inner'"):
+        docker_sandbox(iner="uid")
+    with pytest.raises(ConfigError, match=r"'isolation'\. Known: .*containers"):
+        docker_sandbox(isolation="uid")
 
 
 def test_the_bundle_needs_only_the_standard_library(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sandbox_arena import Go
 
-from agentrl.errors import ConfigError, SandboxError
+from agentrl.errors import ConfigError, EndedByCode, SandboxError
 from agentrl.types import CaseResult, ExecResult, Limits, Verdict
 from sandboxes import languages
 from sandboxes.embedded import EmbeddedSandbox, EmbeddedSession, Profile
@@ -232,6 +232,30 @@ CPP = """
 #include <iostream>
 int main() { long n; std::cin >> n; std::cout << n * n << std::endl; return n == 3; }
 """
+
+
+@pytest.mark.skipif("cpp" not in languages.available(), reason="no C++ compiler here")
+def test_what_ends_a_session_by_compiling_is_not_our_failure(
+    go: Go, wide_box: EmbeddedSandbox, monkeypatch
+) -> None:
+    """As where the compiler's files are more than a session may have, found out after its end."""
+
+    async def gone(*_: object, **__: object) -> None:
+        raise EndedByCode("the session has ended: too many files")
+
+    monkeypatch.setattr(EmbeddedSession, "read_file", gone)
+    cases = [{"stdin": "2", "expect": "4"}]
+    verdict = go(wide_box.judge(CPP, cases, mode="stdio", language="cpp"))
+    assert (verdict.status, verdict.infra) == ("error", False)
+    run, compiled = EmbeddedSession.exec, []
+
+    async def once(session, argv, **options):
+        compiled.append(argv)
+        return await (run(session, argv, **options) if len(compiled) == 1 else gone())
+
+    monkeypatch.setattr(EmbeddedSession, "exec", once)
+    result = go(wide_box.run(CPP, language="cpp"))
+    assert (result.status, result.error.name) == ("error", "CompileError")
 
 
 @pytest.mark.skipif("cpp" not in languages.available(), reason="no C++ compiler here")
