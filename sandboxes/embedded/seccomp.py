@@ -136,6 +136,8 @@ _CLONE = (56, 220)
 _FCNTL = (72, 25)
 _IOCTL = (16, 29)
 _PERSONALITY = (135, 92)
+_PRIORITY = (141, 140)
+_SCHEDULERS = ((142, 118), (144, 119), (314, 274))  # setparam, setscheduler, setattr
 _PRLIMIT = (302, 261)
 _SOCKETS = ((41, 198), (53, 199))  # socket, socketpair
 _SOCKET_TYPE = 0xF  # the rest are flags
@@ -171,7 +173,12 @@ def _by_argument(arch: int) -> dict[int, bytes]:
     for left, family in zip((3, 2, 1), _SOCKET_FAMILIES, strict=True):
         families += _op(_EQUAL, family, left, 0)
     families += _deny(errno.EACCES) + _ALLOWED
+    # Of its own only: a first process that only runs where nothing else does would not even die.
+    zero = _op(_EQUAL, 0, 1, 0) + eperm
+    myself = _argument(0) + zero + _ALLOWED
     return {
+        **{call[arch]: myself for call in _SCHEDULERS},
+        _PRIORITY[arch]: _argument(0) + zero + _argument(1) + zero + _ALLOWED,
         _CLONE[arch]: namespaces,
         _PERSONALITY[arch]: _argument(0) + current + eperm + _ALLOWED,
         _PRLIMIT[arch]: _argument(0) + _op(_EQUAL, 0, 1, 0) + eperm + _ALLOWED,

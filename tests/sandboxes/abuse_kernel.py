@@ -54,7 +54,7 @@ KERNEL: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
                 os._exit(0)
             os.wait()
         """,
-        ("ok", "oom"),
+        ("ok", "oom", "timeout"),
         EITHER,
     ),
     "A13-descriptors-in-flight": (

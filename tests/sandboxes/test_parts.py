@@ -53,6 +53,8 @@ def test_filter_decides_every_call(machine: str) -> None:
             seccomp._IOCTL,
             seccomp._PERSONALITY,
             seccomp._PRLIMIT,
+            seccomp._PRIORITY,
+            *seccomp._SCHEDULERS,
         )
     } | {c[arch] for c in seccomp._SOCKETS}
     idle = {c[arch] for c in seccomp._IDLE.values()}
@@ -82,6 +84,12 @@ def test_filter_decides_by_arguments(machine: str) -> None:
         assert decide(program, machine, seccomp._FCNTL[arch], 3, command) == wanted
     assert decide(program, machine, seccomp._PERSONALITY[arch], 0xFFFFFFFF) == ALLOW
     assert decide(program, machine, seccomp._PERSONALITY[arch], 0x0040000) == EPERM
+    for which, who in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        wanted = EPERM if which or who else ALLOW
+        assert decide(program, machine, seccomp._PRIORITY[arch], which, who) == wanted
+    for call in seccomp._SCHEDULERS:
+        assert decide(program, machine, call[arch], 0) == ALLOW
+        assert decide(program, machine, call[arch], 1) == EPERM
     assert decide(program, machine, seccomp._PRLIMIT[arch], 0) == ALLOW
     assert decide(program, machine, seccomp._PRLIMIT[arch], 1) == EPERM
     assert decide(program, machine, seccomp._UNMAPPED["memfd_create"][arch]) == ALLOW
