@@ -55,6 +55,12 @@ class Serving:
     def processes(self) -> int:
         return len(psutil.Process(self.process.pid).children(recursive=True))
 
+    def rests(self) -> bool:
+        """Whether it has its spare sessions, and no others."""
+        lines = self.ask("GET", "/metrics")[1].splitlines()
+        numbers = dict(line.rsplit(" ", 1) for line in lines)
+        return [numbers[f"agentrl_sandbox_box_{n}"] for n in ("spares", "live")] == ["2", "0"]
+
     def descriptors(self) -> int:
         """All but the connections of clients."""
         process = psutil.Process(self.process.pid)

@@ -65,6 +65,15 @@ async def settled(measure: Callable[[], int], wanted: int) -> int:
     return measure()
 
 
+async def begun(session: EmbeddedSession) -> None:
+    """Return once a call of the session has been sent to it."""
+    for _ in range(2000):
+        if session._call is not None:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("no call has begun")
+
+
 class Arena:
     """Runs hostile code beside a bystander, and checks what must hold whatever it does.
 

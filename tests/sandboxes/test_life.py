@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sandbox_arena import Arena, Go, descriptors, groups, open_box, processes, settled
+from sandbox_arena import Arena, Go, begun, descriptors, open_box, processes, settled
 
 import sandboxes
 from agentrl.errors import SandboxError, SessionDead
@@ -29,15 +29,15 @@ def test_a_cancelled_call_kills_its_session(go: Go, arena: Arena) -> None:
         before = arena.counts()
         async with arena.box.session() as session:
             cell = asyncio.ensure_future(session.run("import time; time.sleep(60)", timeout=60))
-            await asyncio.sleep(0.1)
+            await begun(session)
             cell.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await cell
             with pytest.raises(SessionDead, match="cancelled"):
                 await session.run("1")
         await arena.check_bystander()
-        assert await settled(lambda: processes(arena.box), before[0]) == before[0]
-        assert arena.counts() == before
+        for measure, count in zip(arena.measures, before, strict=True):
+            assert await settled(measure, count) == count
 
     go(play())
 
@@ -56,9 +56,8 @@ def test_cancelled_while_opening(go: Go, arena: Arena, delay: float) -> None:
         else:
             await session.close()
         await arena.check_bystander()
-        assert await settled(lambda: processes(arena.box), before[0]) == before[0]
-        assert await settled(descriptors, before[1]) == before[1]
-        assert await settled(lambda: groups(arena.box), before[2]) == before[2]
+        for measure, count in zip(arena.measures, before, strict=True):
+            assert await settled(measure, count) == count
 
     go(play())
 
@@ -85,7 +84,7 @@ def test_closing_a_session_ends_its_running_cell(go: Go, box: EmbeddedSandbox) -
     async def play():
         session = await box.session().open()
         cell = asyncio.ensure_future(session.run("import time; time.sleep(60)", timeout=60))
-        await asyncio.sleep(0.1)
+        await begun(session)
         await session.close()
         return await cell
 
@@ -102,7 +101,7 @@ def test_abandoned_sessions_end_with_the_box(go: Go) -> None:
             session = await box.session().open()
             await session.run("1")
         cell = asyncio.ensure_future(session.run("while True: pass", timeout=60))
-        await asyncio.sleep(0.05)
+        await begun(session)
         pids = [z._process.pid for z in box._supply.zygotes.values()]
         await box.close()
         assert (await cell).status == "infra"
@@ -136,7 +135,7 @@ def test_a_dead_zygote_is_replaced(go: Go) -> None:
         async with await open_box() as box:
             session = await box.session().open()
             cell = asyncio.ensure_future(session.run("import time; time.sleep(60)", timeout=60))
-            await asyncio.sleep(0.1)
+            await begun(session)
             (launcher,) = (z._process.pid for z in box._supply.zygotes.values())
             await kill_zygote(launcher)
             result = await asyncio.wait_for(cell, 5)

@@ -362,6 +362,7 @@ def test_a_busy_server_still_interrupts_and_closes(go: Go):
 def test_a_cancelled_call_ends_its_session(go: Go, server):
     async def play():
         async with client(server, wall_s=60) as box:
+            await until(server.rests)
             before = server.processes()
             session = await box.session().open()
             task = asyncio.create_task(session.run(LOOP))
