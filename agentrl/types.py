@@ -340,9 +340,14 @@ class Sample:
 
 @dataclass(slots=True)
 class Pair:
-    """A preference: two paths that may share a beginning."""
+    """A preference: two paths that may share a beginning.
+
+    `margin` is by how much the chosen one must be better, in nats of the loss. `gold` is a third
+    answer that some losses imitate (TPO).
+    """
 
     chosen: Sample
     rejected: Sample
     margin: float = 0.0
     meta: dict[str, Any] = field(default_factory=dict)
+    gold: Sample | None = None

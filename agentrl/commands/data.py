@@ -74,15 +74,16 @@ def add_train(commands: Any) -> None:
     c = command_of(
         commands,
         "train",
-        "train only, on rows from 'agentrl select'",
-        "agentrl train sft --data rows.jsonl --model smollm2 lr=2e-5 --out runs/sft",
+        "train only, on rows of samples or of preference pairs",
+        "agentrl train dpo --data pairs.jsonl --model smollm2 lr=1e-6 loss.beta=0.05 "
+        "--out runs/dpo",
     )
-    c.add_argument("method", choices=["sft"])
+    c.add_argument("method", help="sft, dpo, or another loss (agentrl list losses)")
     c.add_argument("--data", type=Path, required=True, help="JSON lines of rows")
     c.add_argument("--model", default="smollm2")
     c.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the model")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    c.add_argument("settings", nargs="*", metavar="key=value")
+    c.add_argument("settings", nargs="*", metavar="key=value", help="of training; loss.KEY=VALUE")
     c.set_defaults(run=run_train)
 
 
@@ -90,25 +91,27 @@ def run_train(options: argparse.Namespace) -> int:
     """`agentrl train`."""
     from agentrl.engines.models import load_model
     from agentrl.select import rows
-    from agentrl.train import TrainConfig, export, train
+    from agentrl.train import TrainConfig, export, objective, train
 
-    config = settings.build(TrainConfig, settings.pairs(options.settings))
-    samples = rows.read(options.data)
+    given = settings.pairs(options.settings)
+    own = {k.removeprefix("loss."): given.pop(k) for k in list(given) if k.startswith("loss.")}
+    config, goal = settings.build(TrainConfig, given), objective(options.method, **own)
+    data: Any = rows.read_pairs(options.data) if goal.members > 1 else rows.read(options.data)
     tokenizer = _chat(options.model).tokenizer
-    made_with = {s.meta.get("tokenizer") for s in samples}
+    made_with = {s.meta.get("tokenizer") for unit in goal.units(data) for s in unit}
     _require_tokenizer(made_with, tokenizer, f"the rows in {options.data}", options.model)
     model = load_model(options.model)
     result = train(
         model,
-        samples,
-        "sft",
+        data,
+        goal,
         config,
         out_dir=options.out / "checkpoints",
         resume=options.resume,
         progress=True,
     )
     export(result.model, options.out / "model", tokenizer)
-    print(f"{len(samples)} rows; the model is in {options.out / 'model'}")
+    print(f"{len(data)} rows; the model is in {options.out / 'model'}")
     return 0
 
 

@@ -112,6 +112,9 @@ LOSSES: dict[str, AnyLoss] = OVER_WEIGHTS | OVER_SAMPLES | OVER_PAIRS
 
 Unit = Literal["weights", "samples", "pairs"]
 
+WITH_REFERENCE = {"kto", *OVER_PAIRS} - {"cpo", "simpo", "orpo", "asft", "tpo", "tpo_l"}
+"""Losses that read `Batch.ref_logprobs_BT` (policy gradients do as well, if given a KL)."""
+
 
 def get(name: str) -> Loss:
     """The loss called `name` with its defaults.
@@ -127,10 +130,7 @@ def make(name: str, **options: Any) -> Loss:
 
     Raises ConfigError for an unknown name or option, or one without a default that is missing.
     """
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
-    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own = options_of(name)
     known = set(own) | (ON_PAIRS if name in OVER_PAIRS else set())
     for option in options:
         if option not in known:
@@ -139,6 +139,28 @@ def make(name: str, **options: Any) -> Loss:
     if missing:
         raise ConfigError(f"loss {name!r} needs a value for {', '.join(missing)}: use losses.make")
     return functools.partial(LOSSES[name], **options) if options else LOSSES[name]
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """The loss's own keyword options. Raises ConfigError for an unknown name."""
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def name_of(loss: AnyLoss) -> str | None:
+    """The name of a loss that `get` or `make` gave, None for any other function."""
+    bare = loss.func if isinstance(loss, functools.partial) else loss
+    return next((name for name, known in LOSSES.items() if known is bare), None)
+
+
+def group_size(name: str) -> int:
+    """How many samples of the loss called `name` belong together: 2 for pairs, 3 with a gold
+    answer, 1 for all other losses."""
+    if unit(name) != "pairs":
+        return 1
+    return 3 if name in ("tpo", "tpo_l") else 2
 
 
 def unit(name: str) -> Unit:
@@ -160,13 +182,13 @@ def denominator(name: str, samples: Sequence[Sample], members: int | None = None
         return math.fsum(trainable_weight(s) for s in samples)
     if of == "samples":
         return float(len(samples))
-    if members is None:
-        members = 3 if name in ("tpo", "tpo_l") else 2
-    return float(len(groups_of(samples, members)))
+    return float(len(groups_of(samples, members or group_size(name))))
 
 
 __all__ = [
     "LOSSES",
+    "WITH_REFERENCE",
+    "AnyLoss",
     "Extras",
     "Loss",
     "LossOutput",
@@ -175,11 +197,14 @@ __all__ = [
     "denominator",
     "dft",
     "get",
+    "group_size",
     "groups_of",
     "kto",
     "kto_kl",
     "make",
+    "name_of",
     "on_pairs",
+    "options_of",
     "pair_scores",
     "poft",
     "samples_of",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError
 from agentrl.tree import Tree
-from agentrl.types import Attempt, Sample, Source
+from agentrl.types import Attempt, Pair, Sample, Source
+
+T = TypeVar("T")
 
 TRAINABLE: frozenset[Source] = frozenset({"policy", "hint"})
 """What an SFT mask may switch on: tool output and template tokens never carry loss."""
@@ -41,29 +44,65 @@ def path_sample(tree: Tree, attempt: Attempt, train_on: Collection[Source] = TRA
     return Sample(ids, weights, meta=meta)
 
 
-def write(path: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
-    """Write rows as JSON lines (`token_ids`, `weights`, `meta`), the file whole or not at all."""
-    rows = (
-        {"token_ids": list(s.token_ids), "weights": list(s.weights), "meta": s.meta}
-        for s in samples
-    )
+def write(path: str | os.PathLike[str], rows: Sequence[Sample] | Sequence[Pair]) -> None:
+    """Write rows as JSON lines, the file whole or not at all.
+
+    A sample has `token_ids`, `weights`, `meta` and those of `advantages`, `logprobs` and
+    `ref_logprobs` that it has; a pair has `chosen`, `rejected` (and `gold`) of that form, `margin`
+    and `meta`.
+    """
+    lines = [_pair_row(row) if isinstance(row, Pair) else _sample_row(row) for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read(path: str | os.PathLike[str]) -> list[Sample]:
-    """The rows that `write` wrote. Raises DataError naming file and line for a broken one."""
-    rows: list[Sample] = []
+    """The samples that `write` wrote. Raises DataError naming file and line for a broken one."""
+    return _read(path, _sample_of)
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
+    """The pairs that `write` wrote. Raises DataError naming file and line for a broken one."""
+    return _read(path, _pair_of)
+
+
+EXTRA = ("advantages", "logprobs", "ref_logprobs")
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    lists = {name: getattr(sample, name) for name in EXTRA if getattr(sample, name) is not None}
+    row = {"token_ids": sample.token_ids, "weights": sample.weights, **lists}
+    return {name: list(values) for name, values in row.items()} | {"meta": sample.meta}
+
+
+def _sample_of(row: dict[str, Any]) -> Sample:
+    lists = {name: row[name] for name in EXTRA if name in row}
+    return Sample(row["token_ids"], row["weights"], meta=row["meta"], **lists)
+
+
+def _pair_row(pair: Pair) -> dict[str, Any]:
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected, "gold": pair.gold}
+    rows: dict[str, Any] = {name: _sample_row(s) for name, s in sides.items() if s is not None}
+    return rows | {"margin": pair.margin, "meta": pair.meta}
+
+
+def _pair_of(row: dict[str, Any]) -> Pair:
+    gold = _sample_of(row["gold"]) if "gold" in row else None
+    chosen, rejected = _sample_of(row["chosen"]), _sample_of(row["rejected"])
+    return Pair(chosen, rejected, row["margin"], row["meta"], gold)
+
+
+def _read(path: str | os.PathLike[str], make: Callable[[dict[str, Any]], T]) -> list[T]:
+    made: list[T] = []
     try:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    data = json.loads(line)
-                    rows.append(Sample(data["token_ids"], data["weights"], meta=data["meta"]))
+                    made.append(make(json.loads(line)))
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(
                         f"{path}, line {number}: not a training row ({error!r}); mend or remove it"
                     ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return rows
+    return made

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from agentrl.batch import Layout, collate, plan
+from agentrl.batch import Batch, Layout, collate, plan
 from agentrl.logprob import read_head
 from agentrl.train.attention import tree_attention
 from agentrl.train.scorer import Scorer, probes
@@ -57,15 +57,29 @@ class Reference:
 
         Once before training, instead of in every step. `budget` is the tokens a forward pass.
         """
-        found: dict[int, list[float]] = {}
         with self.scorer() as scorer, tree_attention(scorer.model, layout):
-            device = read_head(scorer.model).weight_VD.device
-            for rows in plan(samples, budget, layout):
-                batch = collate(samples, rows, tree=layout == "tree").to(device)
-                logprobs_BT = scorer(batch).logprobs_BT
-                for segment, i in enumerate(batch.samples):
-                    found[i] = logprobs_BT[batch.segment_ids_BT == segment].tolist()
-        return [replace(s, ref_logprobs=found[i]) for i, s in enumerate(samples)]
+            found = token_table(
+                samples, budget, layout, lambda batch: scorer(batch).logprobs_BT, scorer.model
+            )
+        return [replace(s, ref_logprobs=row) for s, row in zip(samples, found, strict=True)]
+
+
+def token_table(
+    samples: Sequence[Sample],
+    budget: int,
+    layout: Layout,
+    read: Callable[[Batch], Tensor],
+    model: nn.Module,
+) -> list[list[float]]:
+    """What `read` finds [B, T] for every token of each sample, in batches on the model's device."""
+    found: dict[int, list[float]] = {}
+    device = read_head(model).weight_VD.device
+    for rows in plan(samples, budget, layout):
+        batch = collate(samples, rows, tree=layout == "tree").to(device)
+        values_BT = read(batch).float()
+        for segment, i in enumerate(batch.samples):
+            found[i] = values_BT[batch.segment_ids_BT == segment].tolist()
+    return [found[i] for i in range(len(samples))]
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -31,20 +31,23 @@ class Scores:
     entropy_BT: Tensor | None = None
     kl_BT: Tensor | None = None
     """KL(model || reference) of the distribution that predicts each token, exact"""
+    values_BT: Tensor | None = None
+    """the value head's output before each token, in units of reward"""
 
 
 class Scorer(nn.Module):
     """A transformers causal language model (or a peft model on one) from `Batch` to `Scores`.
 
     This is the module that DDP or FSDP2 will wrap: its forward pass is the only way in which
-    training reads the model, head weight included.
+    training reads the model, head weight included. `value_head` goes from hidden states [N, D] to
+    values [N, 1] (PPO).
 
     Raises ConfigError at once if the model has no head that log-probabilities can be read from.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, value_head: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.value_head = model, value_head
         read_head(model)
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -86,7 +89,10 @@ class Scorer(nn.Module):
             kl_N = linear_kl(hidden_ND, head, scored.rows(ref_hidden_BTD), ref_head)
             kl_BT = scored.spread(kl_N)
         entropy_BT = scored.spread(entropy_N) if entropy else None
-        return Scores(scored.spread(logprobs_N), entropy_BT, kl_BT)
+        values_BT = None
+        if self.value_head is not None:
+            values_BT = scored.spread(self.value_head(hidden_ND).float().squeeze(1))
+        return Scores(scored.spread(logprobs_N), entropy_BT, kl_BT, values_BT)
 
 
 @dataclass(frozen=True, slots=True)

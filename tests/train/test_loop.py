@@ -35,11 +35,6 @@ def weights(model) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_losses_over_other_units_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'dpo' is a mean over pairs"):
-        train(tiny(), some_samples(4), "dpo", QUICK, progress=False)
-
-
 def test_maxima_of_a_loss_are_the_largest_of_the_micro_batches() -> None:
     longest = []
 

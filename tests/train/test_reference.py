@@ -13,7 +13,7 @@ from agentrl import losses
 from agentrl.batch import collate
 from agentrl.logprob import read_head
 from agentrl.train import Reference, Scorer, adapt
-from agentrl.train.loop import known_slopes
+from agentrl.train.step import known_slopes
 
 
 def moved(model):
