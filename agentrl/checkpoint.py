@@ -167,8 +167,12 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         fingerprint: Mapping[str, Any],
+        position: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write the state after `step` steps. On StoreFullError the older checkpoints stay."""
+        """Write the state after `step` steps. On StoreFullError the older checkpoints stay.
+
+        `position` is what else the caller needs to go on from there, as JSON.
+        """
         path = self.path(step)
         have = self.steps()
         cure = (
@@ -184,11 +188,13 @@ class Checkpoints:
                 "format": FORMAT,
                 "step": step,
                 "fingerprint": dict(fingerprint),
+                "position": dict(position or {}),
                 "files": {f.name: f.stat().st_size for f in temporary.iterdir()},
             }
             (temporary / "state.json").write_text(json.dumps(state, indent=1, default=_plain))
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old))
+            leaving = self.folder / f".{self.path(old).name}.old"  # no half of it if we are killed
+            shutil.rmtree(self.path(old).rename(leaving))
         return path
 
     def load(
@@ -197,10 +203,11 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         fingerprint: Mapping[str, Any],
-    ) -> None:
+    ) -> dict[str, Any]:
         """Put model, optimizer and random number generators into the state after `step` steps.
 
-        Raises ConfigError if the checkpoint was made with other data, settings or weights.
+        Returns the position that was saved with them. Raises ConfigError if the checkpoint was made
+        with other data, settings or weights.
         """
         path = self.path(step)
         saved = json.loads((path / "state.json").read_text())
@@ -226,6 +233,7 @@ class Checkpoints:
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(training["optimizer"])
         set_rng_state(training["rng"])
+        return dict(saved.get("position", {}))
 
 
 def _plain(value: Any) -> Any:

@@ -195,8 +195,10 @@ class HFPolicy:
 
         await self._ask(lambda done: Barrier(work, done))
 
-    def refresh(self) -> None:
+    def refresh(self, version: int | None = None) -> None:
         """The weights of `model` were changed in place (trained): drop all caches, count up.
+
+        `version` is the new count instead: a resumed run goes on with the one it had.
 
         Also takes up changes of the module tree, such as adapters added, merged or switched.
         Raises EngineError while requests are in flight: they would mix two versions.
@@ -210,6 +212,8 @@ class HFPolicy:
                 self._wake.wait()
             self._engine.view = hf_view.make_view(self.model, onednn=self._onednn)
             self._new_version()
+            if version is not None:
+                self._engine.version = version
 
     async def close(self) -> None:
         """End the worker thread; requests in flight get EngineError. Calling it twice is fine."""

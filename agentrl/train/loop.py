@@ -29,7 +29,7 @@ from agentrl.errors import ConfigError
 from agentrl.logprob import read_head
 from agentrl.train.adapter import adapt
 from agentrl.train.objective import Objective, objective
-from agentrl.train.schedule import TrainConfig, learning_rate, plan_steps
+from agentrl.train.schedule import TrainConfig, due, learning_rate, plan_steps
 from agentrl.train.setup import context, seed_all
 from agentrl.train.step import Row, Trainer, of_logprobs
 from agentrl.types import Pair, Sample
@@ -128,17 +128,12 @@ def train(
                 callback(row)
             if store is not None:
                 metrics.append(row)
-                if _due(step + 1, len(steps), config.save_every):
+                if due(step + 1, len(steps), config.save_every):
                     metrics.flush()
                     store.save(step + 1, model, trainer.optimizer, fingerprint)
             show(row)
     took = time.perf_counter() - began
     return TrainResult(model, rows, len(steps), trainer.layout, trainer.dtype, took)
-
-
-def _due(step: int, steps: int, every: int) -> bool:
-    """True if a checkpoint is written after `step`."""
-    return every > 0 and (step % every == 0 or step == steps)
 
 
 def _fingerprint(

@@ -127,3 +127,8 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * done)) / 2
     return config.lr
+
+
+def due(step: int, steps: int, every: int) -> bool:
+    """True if a checkpoint is written after `step`."""
+    return every > 0 and (step % every == 0 or step == steps)

@@ -63,10 +63,12 @@ class Trainer:
         self.scorer = Scorer(model, value_head)  # DDP and FSDP2 wrap here
         self.optimizer = make_optimizer(self.scorer, config)
         self.layout: Layout = "padded"
+        self.settled = False
 
     def settle(self, samples: Sequence[Sample], steps: Sequence[Sequence[int]]) -> None:
         """Choose the layout by the first of `steps`, each the indices of its samples."""
         self.layout = choose_layout(self.model, self.config, samples, steps, self.device)
+        self.settled = True
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -31,10 +31,7 @@ def some_pairs(n: int, seed: int = 0, gold: bool = False) -> list[Pair]:
     made = []
     for _ in range(n):
         prompt = [1, *draw.sample(range(5, VOCAB), 3), 2]
-        good, bad = (
-            [draw.randrange(low, low + 28) for _ in range(2)] + [0]
-            for low in (5, 33)
-        )
+        good, bad = ([draw.randrange(low, low + 5) for _ in range(2)] + [0] for low in (5, 33))
         extra = answer(prompt, [*good, 3]) if gold else None
         made.append(Pair(answer(prompt, good), answer(prompt, bad), gold=extra))
     return made
