@@ -40,7 +40,7 @@ def test_grpo_learns_whatever_the_seed(tmp_path):
         rows, summary = learnt(grpo, seed, tmp_path / str(seed), steps=50)
         assert rewards(rows, slice(0, 3)) < CHANCE + 0.15
         assert rewards(rows, slice(-5, None)) > 0.7
-        assert summary["tuned"]["accuracy"] >= summary["baseline"]["accuracy"] + 0.5
+        assert summary["tuned"]["accuracy"] >= 0.75
         assert max(row.get("logprob_diff_max", 0) for row in rows) < 1e-4
         assert rows[0]["entropy"] > rows[-1].get("entropy", 0)
 
