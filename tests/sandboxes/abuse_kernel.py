@@ -78,7 +78,7 @@ KERNEL: dict[str, tuple[str, tuple[str, ...], bool | None]] = {
             try: resource.setrlimit(kind, (0, 0))
             except ValueError: pass
         """,
-        ("ok",),
+        ("ok", "error", "exit", "crashed"),
         EITHER,
     ),
     "B04-signals-blocked": (
