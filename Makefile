@@ -40,7 +40,8 @@ types: install
 	$(RUN) mypy
 
 bench: install   ## the benchmarks, against peers in the same run (one thread)
-	@for name in rollout train logprob; do \
+	$(VENV)/bin/pip install --quiet -e '.[bench-sandbox]'
+	@for name in rollout train logprob sandbox; do \
 		OMP_NUM_THREADS=1 $(RUN) benchmarks.$$name --json runs/bench-$$name.json || exit 1; \
 	done
 
