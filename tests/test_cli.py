@@ -235,6 +235,19 @@ def test_the_override_of_isolation_is_at_hand(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
 
 
+def test_programs_in_other_languages_and_with_packages(capsys, tmp_path):
+    (tmp_path / "p").write_text("echo $((6 * 7)); exit 3")
+    (tmp_path / "q").write_text("import numpy; print(numpy.arange(3).sum())")
+    plain = ["--isolation", "none", "--json"]
+    assert main(["sandbox", "run", str(tmp_path / "p"), "--language", "sh", *plain]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["stdout"], result["status"], result["exit_code"]) == ("42\n", "exit", 3)
+    assert main(["sandbox", "run", str(tmp_path / "q"), "--profile", "numpy", *plain]) == 0
+    assert json.loads(capsys.readouterr().out)["stdout"] == "3\n"
+    assert main(["sandbox", "run", str(tmp_path / "q"), "--language", "shel", *plain]) == 2
+    assert "unknown or absent language 'shel'" in capsys.readouterr().err
+
+
 def test_the_doctor_shows_extras_in_full(capsys):
     doctor.show([doctor.Check("ray", False, "pip install 'agentrl[ray]'")])
     assert "'agentrl[ray]'" in capsys.readouterr().out

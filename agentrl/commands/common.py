@@ -19,7 +19,7 @@ def sandbox_options(command: argparse.ArgumentParser) -> None:
         "--sandbox",
         "--backend",
         metavar="NAME[:PLACE]",
-        help="where code runs: embedded (default), docker, remote:URL",
+        help="where code runs: embedded (default), docker, docker:IMAGE, remote:URL",
     )
     command.add_argument(
         "--isolation",

@@ -21,8 +21,10 @@ def add_sandbox(commands: Any) -> None:
     parts = c.add_subparsers(required=True, metavar="COMMAND")
     r = command_of(parts, "run", "run a file in the sandbox", "agentrl sandbox run program.py")
     r.add_argument("file", help="a program, or - for standard input")
-    r.add_argument("--timeout", type=float, default=10.0, help="seconds")
-    r.add_argument("--json", action="store_true")
+    r.add_argument("--language", default="python", help="of the program (default: %(default)s)")
+    r.add_argument("--timeout", type=float, default=10.0, help="seconds (default: %(default)g)")
+    r.add_argument("--profile", help="packages that it has: numpy (default: the sandbox's own)")
+    r.add_argument("--json", action="store_true", help="print the result as JSON")
     sandbox_options(r)
     r.set_defaults(run=run_sandbox)
     add_serve(parts)
@@ -42,7 +44,11 @@ def run_sandbox(options: argparse.Namespace) -> int:
     except OSError as error:
         raise DataError(f"cannot read {options.file}: {error.strerror}") from error
     backend, asked = chosen_sandbox(options)
-    result = sandboxes.run(program, backend=backend, wall_s=options.timeout, **asked)
+    if options.profile is not None:
+        asked["profile"] = options.profile
+    result = sandboxes.run(
+        program, language=options.language, backend=backend, wall_s=options.timeout, **asked
+    )
     if options.json:
         fields = ("status", "stdout", "stderr", "exit_code", "signal", "duration", "isolation")
         print(json.dumps({name: getattr(result, name) for name in fields}))
