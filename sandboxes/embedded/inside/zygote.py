@@ -17,13 +17,13 @@ from . import cells, cleaner, init, kernel, landlock, owned, semaphores, wire, w
 
 def main(control_fd: int) -> NoReturn:
     """Serve the host until it closes its end of the control socket."""
-    # What has a handler may be sent to a session's first process: only what has none is ignored.
-    kernel.handle_signal(signal.SIGINT, kernel.DEFAULT)
     control = socket(fileno=control_fd)
     order, _ = wire.receive(control)
     if order is None:
         os._exit(0)
     plan = prepare(order)
+    # What has a handler may be sent to a session's first process: only what has none is ignored.
+    kernel.handle_signal(signal.SIGINT, kernel.DEFAULT)
     wire.send(control, {"ready": True, "failed": plan["failed"], "landlock": plan["landlock"]})
     kernel.handle_signal(signal.SIGCHLD, kernel.IGNORE)  # ended sessions are reaped by the kernel
     ends = cleaner.Ends(control_fd) if plan["tier"] == "uid" else None
