@@ -77,7 +77,7 @@ def test_every_layout_gives_the_same_gradients(name, layout: Layout, budget) -> 
     groups = losses.groups_of(samples, 2 if paired else 1)
     alone = [[[i] for i in group] for group in groups]
     wanted_loss, wanted = gradients(loss, samples, alone, False, n)
-    with tree_attention(MODEL):
+    with tree_attention(MODEL, layout):
         micros = plan(samples, budget, layout, groups)
         found_loss, found = gradients(loss, samples, micros, layout == "tree", n)
     assert found_loss == pytest.approx(wanted_loss, abs=1e-5)
