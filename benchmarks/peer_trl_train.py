@@ -1,4 +1,4 @@
-"""TRL's SFT and DPO trainers on token ids, step by step, beside ours.
+"""TRL's SFT and DPO trainers on token ids, and its GRPO trainer, step by step, beside ours.
 
 Both sides get the same ids, masks, batch, optimizer, learning rate and precision; every step trains
 on all samples, so the order of data does not matter. TRL 1.16; a newer one may need changes here.
@@ -55,6 +55,69 @@ def dpo(model: Any, pairs: Sequence[Pair], steps: int, batch: int) -> tuple[floa
         )
     options = {"per_device_train_batch_size": batch, "precompute_ref_log_probs": True}
     return _run(OnIds, DPOConfig, model, rows, steps, options)
+
+
+def grpo(model: Any, text: str, group: int, new: int, steps: int, reward: Any) -> list[float]:
+    """CPU seconds of each GRPO step on one prompt, generation included: `group` completions of
+    `new` tokens, one optimizer step, no KL. `reward` goes from a completion's ids to a number."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from benchmarks.peer_trl import tiny_tokenizer
+
+    took: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            took.append(time.process_time() - self.began)
+
+    def rewards(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        if {len(ids) for ids in completion_ids} != {new}:
+            raise RuntimeError("TRL's completions have other lengths than ours")
+        return [reward(ids) for ids in completion_ids]
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = GRPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            max_steps=steps,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            per_device_train_batch_size=group,
+            num_generations=group,
+            max_completion_length=new,
+            generation_kwargs={"min_new_tokens": new},
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            beta=0.0,
+            loss_type="grpo",
+            dataloader_pin_memory=False,
+        )
+        trainer = GRPOTrainer(
+            model=copy.deepcopy(model),
+            reward_funcs=rewards,
+            args=config,
+            processing_class=tiny_tokenizer(),
+            train_dataset=Dataset.from_list([{"prompt": text}] * steps),
+            callbacks=[Clock()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return took
 
 
 def _run(

@@ -1,12 +1,13 @@
 """Training beside TRL: tokens a second (`python benchmarks/train.py`).
 
 Every case trains the same model from the same weights on the same token ids with both, checks that
-the losses of all steps agree, and then takes CPU time, one thread, float32. `grpo_step_s` comes
-with the online trainer.
+the losses of all steps agree, and then takes CPU time, one thread, float32. In `grpo_step_s` each
+side samples for itself, so no losses are compared.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import random
 import sys
@@ -259,10 +260,106 @@ def dpo_tree(options: Options) -> list[Row]:
     return dpo_case("dpo_tree_tokens_per_s", tree_pairs(1), 4.0, note, options)
 
 
+GROUP, PROMPT, NEW = 8, 256, 64
+
+
+def prompt() -> tuple[str, list[int]]:
+    """A text of PROMPT tokens, and these. For the large model they are as good as any."""
+    import inspect
+
+    from benchmarks.peer_trl import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    source = inspect.getsource(inspect)
+    for end in range(len(source)):
+        tokens = tokenizer(source[:end])["input_ids"]
+        if len(tokens) == PROMPT:
+            return source[:end], tokens
+    raise RuntimeError(f"no text of {PROMPT} tokens was found")
+
+
+def even(ids: Sequence[int]) -> float:
+    """A reward that random completions differ in: the share of even tokens."""
+    return sum(i % 2 == 0 for i in ids) / len(ids)
+
+
+def our_grpo(model: Any, tokens: list[int], steps: int) -> list[float]:
+    """CPU seconds of each step as the recipe takes it: sample, credit, train, refresh."""
+    from agentrl.engines.hf import HFPolicy
+    from agentrl.engines.scripted import ByteTokenizer
+    from agentrl.train import TrainConfig, Trainer
+    from agentrl.train.online import METHODS, credited_rows, policy_part
+    from agentrl.tree import Tree
+    from agentrl.types import Attempt, SamplingParams, Task
+
+    class Endless(ByteTokenizer):
+        eos_ids = frozenset()
+
+    model = copy.deepcopy(model)
+    policy = HFPolicy(model, Endless())
+    trainer = Trainer(model, TrainConfig(lr=LR, micro_tokens=2048))
+
+    async def attempt(number: int) -> tuple[Tree, Attempt]:
+        done = await policy.sample(tokens, SamplingParams(max_tokens=NEW, seed=number))
+        tree = Tree(Task("t", (), "even"))
+        tree.add(None, "user", "template", tokens)
+        tree.add(0, "assistant", "policy", done.token_ids, logprobs=done.logprobs)
+        tree.attempts.append(Attempt(1, "final_answer", even(done.token_ids)))
+        return tree, tree.attempts[0]
+
+    async def group(step: int) -> list[tuple[Tree, Attempt]]:
+        return list(await asyncio.gather(*(attempt(GROUP * step + i) for i in range(GROUP))))
+
+    async def run() -> list[float]:
+        took = []
+        for step in range(steps):
+            began = CPU()
+            attempts = await group(step)
+            made = credited_rows([attempts], METHODS["grpo"], trainer)
+            if not trainer.settled:
+                trainer.settle(made.samples, [range(GROUP)])
+            part, denominator = policy_part(METHODS["grpo"], made)
+            with trainer.training():
+                trainer.step(made.samples, part, denominator, lr=LR, number=step + 1)
+            policy.refresh()
+            took.append(CPU() - began)
+        await policy.close()
+        return took
+
+    return asyncio.run(run())
+
+
+def grpo_case(options: Options) -> list[Row]:
+    """A GRPO step, generation included. The first step of each run warms up and is not counted."""
+    made: list[Row] = []
+    text, tokens = prompt()
+    for name in ("tiny",) if options.quick else MODELS:
+        model, case = MODELS[name](), named(name, "grpo_step_s")
+        steps = 3 if name == "tiny" else 2
+        found = alternate(
+            case,
+            "s",
+            {
+                "agentrl": lambda model=model, steps=steps: min(our_grpo(model, tokens, steps)[1:]),
+                "TRL": lambda model=model, steps=steps: min(
+                    peer_trl_train.grpo(model, text, GROUP, NEW, steps, even)[1:]
+                ),
+            },
+            options.rounds(3) if name == "tiny" else 1,
+            warm_up=False,
+        )
+        ours = found.pop("agentrl")
+        goal = min(min(peer) for peer in found.values()) / 2
+        note = f"{name}: {GROUP} completions of {NEW} tokens, a prompt of {PROMPT}, one update"
+        made += rows(case, "s CPU", ours, found, goal=goal, note=note)
+    return made
+
+
 CASES = {
     "sft_tokens_per_s": sft_case,
     "dpo_shared_tokens_per_s": dpo_shared,
     "dpo_tree_tokens_per_s": dpo_tree,
+    "grpo_step_s": grpo_case,
 }
 
 
