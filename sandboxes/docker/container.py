@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Container:
         self.capabilities = Capabilities("docker", "", False, False, ())
         self._engine = engine
         self._link = link
+        self._made = time.time()
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -109,6 +111,10 @@ class Container:
         if "isolation" in body:
             body["isolation"] = f"container/{body['isolation']}"
         return body, contents
+
+    async def out_of_memory(self) -> bool:
+        """Whether the kernel killed in it for want of memory. Works after its end, too."""
+        return await self._engine.out_of_memory(self.name, self._made)
 
     async def ended(self) -> None:
         """Wait until it has ended, for whatever reason."""

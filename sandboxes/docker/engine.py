@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,6 +111,20 @@ class Engine:
                     return
                 await asyncio.sleep(0.02)
         raise SandboxError(f"the Docker daemon does not remove the container {container}")
+
+    async def out_of_memory(self, container: str, since: float) -> bool:
+        """Whether the kernel killed in this container for want of memory; `since`: seconds of the
+        clock, before its start."""
+        now = time.time()
+        events = functools.partial(
+            self.api.events,
+            since=int(since) - 1,
+            until=int(now) + 1,
+            filters={"container": container, "event": "oom"},
+            decode=True,
+        )
+        with explained("asking for a container's events"):
+            return bool(await self.ask(lambda: list(events())))
 
     async def info(self) -> dict[str, Any]:
         """What the daemon says of itself and its machine."""

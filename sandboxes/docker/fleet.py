@@ -11,17 +11,19 @@ from typing import Any
 
 from agentrl.errors import AgentRLWarning, IsolationError, SandboxError
 from agentrl.interfaces import Capabilities
-from agentrl.types import Limits
+from agentrl.types import ExecResult, Limits
 from sandboxes.docker import owner
 from sandboxes.docker.container import Container
 from sandboxes.docker.engine import Engine
 from sandboxes.docker.hardening import Shape
+from sandboxes.rpc import codec
 from sandboxes.rpc.service import Answer
 
 _SERVER_MB = 192  # of a container's memory, for its server and what a profile imports
 _SERVER_PIDS = 32
 _SHARED_PIDS = 8192
 _STARTS_AT_ONCE = 4
+_EXECUTIONS = ("run", "exec", "program")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,29 @@ class Plan:
 
 
 class Seat:
-    """One session's channel: its container."""
+    """One session's channel: its container. `alone`: no other session is in it."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, alone: bool) -> None:
         self.container = container
+        self.alone = alone
         self.taken = True
 
     async def call(self, op: str, args: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Answer:
-        """See `sandboxes.rpc.client.Channel`."""
-        return await self.container.call(op, args, blobs)
+        """See `sandboxes.rpc.client.Channel`. Code that ended its own container for want of memory
+        has status `oom`: it must not pass for a failure of ours."""
+        try:
+            return await self.container.call(op, args, blobs)
+        except SandboxError:
+            if op not in _EXECUTIONS or not self.alone or self.container.dead is None:
+                raise
+            if not await self.container.out_of_memory():
+                raise
+        result = ExecResult(
+            "oom",
+            isolation=self.container.capabilities.isolation,
+            detail="the code used all memory of its container, which ended",
+        )
+        return codec.result_to_wire(result)
 
 
 class DockerFleet:
@@ -170,7 +186,7 @@ class DockerFleet:
         if self.plan.per_session:
             self._ready.remove(container)
             self._fill()
-        return Seat(container)
+        return Seat(container, self.plan.per_session)
 
     async def release(self, channel: Any) -> None:
         """The session is over. Twice is fine."""

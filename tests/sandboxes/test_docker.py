@@ -407,6 +407,39 @@ def test_a_session_with_its_own_container_cannot_take_more_memory(engine, go):
     assert containers(engine) == []
 
 
+def test_code_that_ends_its_own_container_for_want_of_memory_is_not_our_failure(engine, go):
+    async def play(out_of_memory):
+        async with box(container_per_session=True) as one, one.session() as session:
+            container = session._channel.container
+            assert not await container.out_of_memory()
+            container.out_of_memory = out_of_memory
+            call = asyncio.create_task(session.run("import time; time.sleep(60)", timeout=50))
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(engine.api.kill, container.name)
+            return await asyncio.wait_for(call, 20)
+
+    async def yes():
+        return True
+
+    async def no():
+        return False
+
+    result = go(play(yes))
+    assert (result.status, result.isolation) == ("oom", "container/namespaces")
+    assert go(play(no)).status == "infra"
+
+
+def test_the_daemon_says_which_container_ran_out_of_memory(engine, go):
+    began = time.time()
+    for command, wanted in (("bytearray(200 << 20)", True), ("1", False)):
+        made = engine.client.containers.run(
+            IMAGE, ["python3", "-c", command], mem_limit="32m", memswap_limit="32m", detach=True
+        )
+        made.wait()
+        made.remove()
+        assert go(engine.out_of_memory(made.id, began)) is wanted
+
+
 HOST = """
 import asyncio, sandboxes, sys
 async def main():
