@@ -45,7 +45,6 @@ def checks() -> list[Check]:
         *sandbox_checks(),
         *_packages(),
         _gpu(),
-        _docker(),
     ]
 
 
@@ -54,14 +53,14 @@ def _usable_cores() -> int:
 
 
 def sandbox_checks() -> list[Check]:
-    """What isolation the embedded sandbox has here."""
+    """What isolation the embedded sandbox has here, and whether Docker is there."""
     import sandboxes
 
     found = sandboxes.doctor()
     tiers = f"{found.tier} (possible: {', '.join(found.tiers) or 'none'})"
     text = f"{tiers}; control groups: {found.cgroup}; {' '.join(found.languages)}"
     reasons = [Check("", False, reason) for reason in found.reasons]
-    return [Check("sandbox (embedded)", found.ok, text, needed=True), *reasons]
+    return [Check("sandbox (embedded)", found.ok, text, needed=True), *reasons, _docker()]
 
 
 PACKAGES = {
@@ -100,9 +99,21 @@ def _gpu() -> Check:
 
 
 def _docker() -> Check:
-    socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-    running = os.path.exists(socket)
-    return Check("Docker", running, f"socket {socket}" if running else "no daemon is running")
+    """A daemon that answers, and the image that sessions in Docker take."""
+    try:
+        import docker
+    except ImportError:
+        return Check("sandbox (docker)", False, "not installed (pip install 'agentrl[docker]')")
+    from sandboxes.docker import IMAGE
+
+    try:
+        client = docker.from_env(timeout=5)
+        version = client.version()["Version"]
+        has = bool(client.images.list(IMAGE))
+    except (docker.errors.DockerException, OSError):
+        return Check("sandbox (docker)", False, "no daemon answers (as root: make docker)")
+    image = f"image {IMAGE}" if has else f"no image {IMAGE} (agentrl sandbox build --from-host)"
+    return Check("sandbox (docker)", has, f"daemon {version}, {image}")
 
 
 def show(found: Iterable[Check]) -> int:
