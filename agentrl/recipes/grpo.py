@@ -25,7 +25,7 @@ import sandboxes
 from agentrl import evaluate
 from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.collect import collect
-from agentrl.config import RunFolder, settings
+from agentrl.config import FREE, RunFolder, settings
 from agentrl.credit import Truncated
 from agentrl.engines import load_policy
 from agentrl.engines.hf import HFPolicy
@@ -78,6 +78,7 @@ class Config:
     train_dtype: Literal["fp32", "bf16", "auto"] = "auto"
     device: str = "auto"
     save_every: int = 10
+    keep_checkpoints: bool = False
     concurrency: int = 64
     deadline_s: float = 900.0
 
@@ -150,9 +151,10 @@ async def learn(
     reference = Reference(policy.model) if config.kl else None
     trainer = Trainer(policy.model, setup, value_head(policy.model) if method.values else None)
     metrics, show = MetricsLog(folder.path / "metrics.jsonl"), _shown(config, progress)
-    fingerprint = settings(config) | {"frozen": frozen_digest(policy.model)}
+    fingerprint = {k: v for k, v in settings(config).items() if k not in FREE}
+    fingerprint["frozen"] = frozen_digest(policy.model)
     before = await _measure(config, folder, "before", policy, test_env, box)
-    with Checkpoints(folder.path / "checkpoints", keep=2) as store:
+    with Checkpoints(folder.path / "checkpoints/policy/checkpoints", keep=2) as store:
         start = max(store.steps(), default=0)
         rows = metrics.truncate(start)
         if start:
@@ -192,6 +194,8 @@ async def learn(
         "seconds": round(time.perf_counter() - started, 1),
     }
     folder.write_summary(summary)
+    if not config.keep_checkpoints:
+        folder.drop_checkpoints()
     return summary
 
 

@@ -22,6 +22,7 @@ from agentrl.logprob import read_head
 from agentrl.losses.values import value_loss
 from agentrl.record import Tree
 from agentrl.train.reference import Reference
+from agentrl.train.scorer import Scores
 from agentrl.train.step import Part, Score, Trainer
 from agentrl.types import Attempt, Sample, SamplingParams
 
@@ -140,8 +141,7 @@ def credited_rows(
                 as_rows = credit.credited(tree, attempt, whole)
                 lists += [list(r.advantages or ()) for r in as_rows]
     if made.samples and reference is not None and kl and method.kl_in == "loss":
-        budget = trainer.config.micro_tokens
-        made.samples = reference.score(made.samples, budget, trainer.layout)
+        made.samples = _referenced(made.samples, trainer, reference)
     return made
 
 
@@ -168,7 +168,7 @@ def _scored(
         return [list(own) for own in episodes]
     values = trainer.table(rows, _values) if method.values else None
     if reference is not None and kl:
-        rows = reference.score(rows, trainer.config.micro_tokens, trainer.layout)
+        rows = _referenced(rows, trainer, reference)
     at, scored = 0, []
     for own, sizes in zip(episodes, counts, strict=True):
         scored.append(list(own))
@@ -187,9 +187,14 @@ def _scored(
     return scored
 
 
-def _values(scores: object) -> Tensor:
-    values_BT: Tensor = scores.values_BT  # type: ignore[attr-defined]
-    return values_BT
+def _referenced(rows: Sequence[Sample], trainer: Trainer, reference: Reference) -> list[Sample]:
+    with trainer.precision():
+        return reference.score(rows, trainer.config.micro_tokens, trainer.layout)
+
+
+def _values(scores: Scores) -> Tensor:
+    assert scores.values_BT is not None
+    return scores.values_BT
 
 
 def _spread(

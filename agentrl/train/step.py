@@ -88,10 +88,14 @@ class Trainer:
                 bare.gradient_checkpointing_disable()
 
     def score(self, batch: Batch, **options: Any) -> Scores:
-        """`Scorer.forward`, in bfloat16 where the trainer computes in it."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+        """`Scorer.forward`, in the trainer's precision."""
+        with self.precision():
             scores: Scores = self.scorer(batch, **options)
         return scores
+
+    def precision(self) -> torch.autocast:
+        """Inside the block models compute in bfloat16, where the trainer does."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bf16")
 
     def table(
         self, samples: Sequence[Sample], read: Callable[[Scores], Tensor]

@@ -189,7 +189,7 @@ class Dying(NextLetter):
         return super().open(task, box)
 
 
-def whole_run(recipe, folder, env, resume=False):
+def whole_run(recipe, folder, env, resume=False, **changes):
     """The policy after a short run, and its metrics without the clock's."""
     config = recipe.Config(
         steps=7,
@@ -203,6 +203,7 @@ def whole_run(recipe, folder, env, resume=False):
         save_every=2,
         train_dtype="fp32",
         concurrency=1,  # then the sampler's batches, and so its roundings, are the same
+        **changes,
     )
     own = policy()
     run_folder = RunFolder(folder, settings(config), resume=resume)
@@ -222,7 +223,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(recipe, tmp_path):
         folder = tmp_path / str(before)
         with pytest.raises(RuntimeError, match="killed"):
             whole_run(recipe, folder, Dying(8 * (before - 1) + 1))
-        again, resumed = whole_run(recipe, folder, NextLetter(), resume=True)
+        again, resumed = whole_run(recipe, folder, NextLetter(), resume=True, deadline_s=60.0)
         assert rows == resumed
         for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -238,6 +239,25 @@ def test_a_run_killed_in_the_middle_of_a_step_keeps_its_attempts(tmp_path):
     _, rows = whole_run(grpo, tmp_path, NextLetter(), resume=True)
     assert path.read_text().startswith(kept)
     assert [row["attempts"] for row in rows] == [8] * 7
+    assert not list(tmp_path.glob("checkpoints/*/checkpoints")), "what nothing reads again"
+
+
+def test_an_adapter_is_trained_alone_and_held_to_the_model_without_it(tmp_path):
+    own = policy()
+    before = {n: p.detach().clone() for n, p in own.model.named_parameters()}
+    config = grpo.Config(
+        steps=3, n=4, prompts=4, group=8, eval_n=0, max_tokens=4, lora=4, lr=1e-2, kl=0.01
+    )
+    folder = RunFolder(tmp_path / "r", settings(config), resume=False)
+    asyncio.run(grpo.learn(config, own, NextLetter(), NextLetter(), folder, progress=False))
+    rows = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    kl = [row["kl_ref"] for row in rows if "kl_ref" in row]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert kl[-1] > 1e-5
+    adapted = dict(own.model.named_parameters())
+    for name, p in adapted.items():
+        if "lora_" not in name:
+            assert torch.equal(p, before[name.replace("base_layer.", "")])
 
 
 def test_failures_and_flat_groups_are_counted_and_train_nothing(tmp_path):
