@@ -2,9 +2,10 @@
 
 A checkpoint is a folder `step-00000012` with `model.safetensors` (what training changes: all
 trainable parameters and the buffers; under LoRA that is the adapter only), `training.pt` (optimizer
-and random number generators) and `state.json` (step, fingerprint, file sizes). It is written under
-another name, flushed to the disk, and renamed: a folder of that name is whole, or was damaged by
-others, which the sizes show. The learning rate and the data order are functions of the step.
+and every process's random number generators) and `state.json` (step, fingerprint, file sizes). It
+is written under another name, flushed to the disk, and renamed: a folder of that name is whole, or
+was damaged by others, which the sizes show. The learning rate and the data order are functions of
+the step. Tensors are whole in it, also where each process holds a part of them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.errors import ConfigError, StoreError, StoreFullError
+from agentrl.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+ALONE = Ranks()
 
 
 def full_disk(error: BaseException) -> bool:
@@ -118,29 +121,37 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`; the `keep` newest stay. One trainer at a time.
 
     `with Checkpoints(...)` holds a lock that the system releases when the process ends, however it
-    does. Raises StoreError if another trainer holds it.
+    does. Raises StoreError if another trainer holds it. Where several processes train together all
+    of them make, save and load at the same time; the main one writes, and all can read `folder`.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, ranks: Ranks = ALONE) -> None:
+        self.folder, self.keep, self.ranks = folder, keep, ranks
+        self._lock: int | None = None
 
     def __enter__(self) -> Checkpoints:
+        self.ranks.on_main(self._take)
+        return self
+
+    def _take(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
+            os.close(lock)
             raise StoreError(
                 f"another process is training into {self.folder.parent}; wait for it, end it, or "
                 "choose another folder"
             ) from error
+        self._lock = lock
         for rest in self.folder.glob(".step-*"):
             shutil.rmtree(rest, ignore_errors=True)
-        return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, ascending. A damaged one is named in a warning."""
@@ -173,22 +184,31 @@ class Checkpoints:
 
         `position` is what else the caller needs to go on from there, as JSON.
         """
-        path = self.path(step)
+        keep = self.ranks.main
+        tensors = _whole(changing_tensors(model), keep)
+        training = {
+            "optimizer": _whole(optimizer.state_dict(), keep),
+            "rng": self.ranks.gather(rng_state()),
+        }
+        about = {"step": step, "fingerprint": dict(fingerprint), "position": dict(position or {})}
+        return self.ranks.on_main(lambda: self._write(about, tensors, training))
+
+    def _write(
+        self, about: dict[str, Any], tensors: dict[str, Tensor], training: dict[str, Any]
+    ) -> Path:
+        path = self.path(about["step"])
         have = self.steps()
         cure = (
             "Free some space or choose a folder on another disk, then run again with resume=True: "
             + (f"checkpoint {self.path(have[-1])} is whole." if have else "it starts at step 0.")
         )
         with disk_full_means(path, cure), atomic_dir(path) as temporary:
-            tensors = {name: t.detach().contiguous() for name, t in changing_tensors(model).items()}
             safetensors.torch.save_file(tensors, temporary / "model.safetensors")
             with open(temporary / "training.pt", "wb") as file:
-                torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, file)
+                torch.save(training, file)
             state = {
                 "format": FORMAT,
-                "step": step,
-                "fingerprint": dict(fingerprint),
-                "position": dict(position or {}),
+                **about,
                 "files": {f.name: f.stat().st_size for f in temporary.iterdir()},
             }
             (temporary / "state.json").write_text(json.dumps(state, indent=1, default=_plain))
@@ -229,11 +249,50 @@ class Checkpoints:
             raise ConfigError(f"cannot resume from {path}: it is of another model ({odd} differ)")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(loaded[name])
+                tensor.copy_(_part_like(loaded[name], tensor))
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(training["optimizer"])
-        set_rng_state(training["rng"])
+        _load_optimizer(optimizer, training["optimizer"])
+        set_rng_state(training["rng"][self.ranks.rank])
         return dict(saved.get("position", {}))
+
+
+def _whole(value: Any, keep: bool) -> Any:
+    """`value` with every tensor in it in one piece. What was gathered stays only with `keep`: all
+    processes take part in gathering, and one of them writes."""
+    if isinstance(value, dict):
+        return {name: _whole(part, keep) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    if hasattr(value, "full_tensor"):  # a DTensor
+        value = value.full_tensor()
+        value = value.cpu() if keep else value.new_empty(0)
+    return value.contiguous()
+
+
+def _part_like(whole: Tensor, like: Any) -> Tensor:
+    """`whole`, or this process's part of it where `like` is sharded."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(whole.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put the optimizer into a saved state: the moments of a parameter lie as it does."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        i: {
+            name: _part_like(value, parameters[i])
+            if isinstance(value, Tensor) and value.shape == parameters[i].shape
+            else value
+            for name, value in part.items()
+        }
+        for i, part in saved["state"].items()
+    }
+    optimizer.load_state_dict(saved | {"state": state})
 
 
 def _plain(value: Any) -> Any:
@@ -246,7 +305,7 @@ def rng_state() -> dict[str, Any]:
     kind, keys, at, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), at, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), at, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -256,7 +315,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     """The inverse of `rng_state`."""
     random.setstate(state["python"])
     kind, keys, at, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy(), at, has_gauss, gauss))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), at, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -17,7 +17,7 @@ LAYERS = [
     {"agentrl.interfaces"},
     {"agentrl.record", "agentrl.toolcalls"},
     {"agentrl.chat", "sandboxes", "envs"},
-    {"agentrl.tree", "agentrl.logprob", "agentrl.trie"},
+    {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
     {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},
     {
         "agentrl.losses",
@@ -37,6 +37,7 @@ FOUNDATION = {"agentrl.types", "agentrl.errors", "agentrl.interfaces"}
 TORCH = {"agentrl.batch", "agentrl.losses", "agentrl.train", "agentrl.engines"} | {
     "agentrl.logprob",
     "agentrl.trie",
+    "agentrl.ranks",
     "agentrl.checkpoint",
 }
 

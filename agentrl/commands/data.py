@@ -92,6 +92,8 @@ def run_train(options: argparse.Namespace) -> int:
     from agentrl.engines.models import load_model
     from agentrl.select import rows
     from agentrl.train import TrainConfig, export, objective, train
+    from agentrl.train.adapter import routes_rows
+    from agentrl.train.distributed import joined
 
     given = settings.pairs(options.settings)
     own = {k.removeprefix("loss."): given.pop(k) for k in list(given) if k.startswith("loss.")}
@@ -100,18 +102,24 @@ def run_train(options: argparse.Namespace) -> int:
     tokenizer = _chat(options.model).tokenizer
     made_with = {s.meta.get("tokenizer") for unit in goal.units(data) for s in unit}
     _require_tokenizer(made_with, tokenizer, f"the rows in {options.data}", options.model)
-    model = load_model(options.model)
-    result = train(
-        model,
-        data,
-        goal,
-        config,
-        out_dir=options.out / "checkpoints",
-        resume=options.resume,
-        progress=True,
-    )
-    export(result.model, options.out / "model", tokenizer)
-    print(f"{len(data)} rows; the model is in {options.out / 'model'}")
+    method = str((config.lora or {}).get("method", "")).lower()
+    with joined() as ranks:
+        model = load_model(options.model, bits=4 if method == "qlora" else None)
+        result = train(
+            model,
+            data,
+            goal,
+            config,
+            out_dir=options.out / "checkpoints",
+            resume=options.resume,
+            progress=True,
+        )
+        if ranks.main:
+            card = result.facts(options.method, f"{len(data)} rows of {options.data.name}")
+            merge = not (method == "qlora" or routes_rows(result.model))
+            export(result.model, options.out / "model", tokenizer, merge, card)
+            what = "model" if merge or config.lora is None else "adapter"
+            print(f"{len(data)} rows; the {what} is in {options.out / 'model'}")
     return 0
 
 

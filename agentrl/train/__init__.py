@@ -12,7 +12,8 @@ from agentrl.train.objective import Objective, objective
 from agentrl.train.reference import Reference
 from agentrl.train.schedule import TrainConfig
 from agentrl.train.scorer import Scorer, Scores
-from agentrl.train.step import Row, Trainer
+from agentrl.train.step import Trainer
+from agentrl.train.sums import Row
 
 __all__ = [
     "Objective",

@@ -4,13 +4,14 @@ Step (`agentrl.train.step`), log, checkpoint. The learning rate and the order of
 functions of the step and the seed, so a resumed run does bit for bit what an uninterrupted one
 does.
 
-One process, one device (the model's). Where several will hook in, in `Trainer`: its scorer is the
-module that DDP or FSDP2 wraps, the denominator is then summed over ranks, and each rank takes its
-share of `plan`.
+Under `torchrun` or `accelerate launch` every process runs the same loop on the same data; `Trainer`
+computes this process's share of each step (`agentrl.train.distributed`), the main one prints and
+writes.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from array import array
@@ -31,13 +32,17 @@ from agentrl.train.adapter import adapt
 from agentrl.train.objective import Objective, objective
 from agentrl.train.schedule import TrainConfig, due, learning_rate, plan_steps
 from agentrl.train.setup import context, seed_all
-from agentrl.train.step import Row, Trainer, of_logprobs
+from agentrl.train.step import Trainer, of_logprobs
+from agentrl.train.sums import Row
 from agentrl.types import Pair, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """The trained model (wrapped by peft under LoRA) and what happened.
+
+    Where it was sharded, `model` is a copy in one piece on the main process's CPU, and without
+    memory in the other processes; what was given to `train` stays sharded.
 
     `metrics` has one row a step, also of the steps before a resume: `step` (from 1), `epoch`,
     `loss` (nats), the loss's own metrics, `lr`, `grad_norm_raw`, `samples`, `tokens`,
@@ -53,6 +58,20 @@ class TrainResult:
     dtype: str
     seconds: float
     """wall time of this call, start-up and checkpoints included"""
+
+    def facts(self, method: str, data: str) -> dict[str, str]:
+        """Lines for a model card: what was done (`method`, on what `data`), and how it ended."""
+        lines = {"Method": method, "Data": data, "Steps": str(self.steps)}
+        config = getattr(self.model, "peft_config", None)
+        if config:
+            kinds = ", ".join(sorted(str(c.peft_type.value) for c in config.values()))
+            lines["Adapter"] = f"{kinds} (peft)"
+        lines["Precision"] = self.dtype
+        if self.metrics:
+            last = self.metrics[-1]
+            lines["Trained tokens"] = f"{sum(row['tokens'] for row in self.metrics):.0f}"
+            lines["Loss"] = f"{self.metrics[0]['loss']:.4f} at first, {last['loss']:.4f} at last"
+        return lines
 
 
 def train(
@@ -93,22 +112,29 @@ def train(
     trainer = Trainer(model, config)
     steps = plan_steps([sum(len(s.token_ids) for s in unit) for unit in units], config)
     members = [[u * size + k for u in chosen for k in range(size)] for _, chosen in steps]
+    frozen = frozen_digest(model)
     trainer.settle(samples, members)
-    fingerprint = _fingerprint(trainer, samples, goal, pairs, len(steps))
+    fingerprint = _fingerprint(trainer, samples, goal, pairs, len(steps), frozen)
+    ranks = trainer.ranks
+    ranks.agree(fingerprint)
     if goal.needs_reference and any(s.ref_logprobs is None for s in samples):
         samples = trainer.referenced(samples)
+    if not ranks.main:  # dropout differs from one process to the next
+        seed_all(config.seed + ranks.rank)
     rows: list[Row] = []
     with ExitStack() as stack:
         store, start = None, 0
         if out_dir is not None:
             metrics = MetricsLog(Path(out_dir) / "metrics.jsonl")
-            store = stack.enter_context(Checkpoints(Path(out_dir) / "checkpoints", config.keep))
-            start = _begin(store, metrics, resume)
-            rows = metrics.truncate(start)
+            folder = Path(out_dir) / "checkpoints"
+            store = stack.enter_context(Checkpoints(folder, config.keep, ranks))
+            start, rows = ranks.on_main(lambda: _begin(store, metrics, resume))
             if start:
                 store.load(start, model, trainer.optimizer, fingerprint)
         stack.enter_context(trainer.training())
-        show = stack.enter_context(_display(len(steps), start, config.log_every, progress))
+        show = stack.enter_context(
+            _display(len(steps), start, config.log_every, progress and ranks.main)
+        )
         for step in range(start, len(steps)):
             epoch, chosen = steps[step]
             picked = [samples[i] for i in members[step]]
@@ -127,12 +153,12 @@ def train(
             for callback in callbacks:
                 callback(row)
             if store is not None:
-                metrics.append(row)
+                ranks.on_main(functools.partial(metrics.append, row))
                 if due(step + 1, len(steps), config.save_every):
                     metrics.flush()
                     store.save(step + 1, model, trainer.optimizer, fingerprint)
             show(row)
-    took = time.perf_counter() - began
+    model, took = trainer.trained(), time.perf_counter() - began
     return TrainResult(model, rows, len(steps), trainer.layout, trainer.dtype, took)
 
 
@@ -142,6 +168,7 @@ def _fingerprint(
     goal: Objective,
     pairs: Sequence[Pair],
     steps: int,
+    frozen: str,
 ) -> dict[str, Any]:
     """What must be the same for a resumed run to go on as if it had not been interrupted."""
     config, digest = trainer.config, hashlib.sha256()
@@ -160,19 +187,21 @@ def _fingerprint(
         "dtype": trainer.dtype,
         "steps": steps,
         "samples": digest.hexdigest()[:16],
-        "frozen": frozen_digest(trainer.model),
+        "frozen": frozen,
+        "processes": trainer.ranks.size,
     }
 
 
-def _begin(store: Checkpoints, metrics: MetricsLog, resume: bool) -> int:
-    """The step to start after: of the newest whole checkpoint, or 0."""
+def _begin(store: Checkpoints, metrics: MetricsLog, resume: bool) -> tuple[int, list[Row]]:
+    """The step to start after, of the newest whole checkpoint or 0, and the metrics up to it."""
     have = store.steps()
     if not resume and (have or metrics.path.exists()):
         raise ConfigError(
             f"{metrics.path.parent} holds an earlier run. Use resume=True to go on with it, or "
             "another folder"
         )
-    return have[-1] if have else 0
+    start = have[-1] if have else 0
+    return start, metrics.truncate(start)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ class TrainConfig:
 
     `lora` trains an adapter instead of the weights: `{"r": 16, "alpha": 32}` and any further option
     of the method's peft configuration (`target_modules`, `dropout`, `use_dora`,
-    `init_lora_weights`, ...); `{"method": "bone", ...}` names another method of peft.
+    `init_lora_weights`, ...); `{"method": "dora", ...}` names another method, as peft or its
+    paper does.
     """
 
     lr: float = 2e-5
@@ -53,6 +54,9 @@ class TrainConfig:
     """computes activations again in the backward pass: less memory, a third more time"""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: bitsandbytes, moments in 8 bits, on a GPU only"""
+    shard: bool = False
+    """FSDP2: each process holds its part of parameters, gradients and optimizer state; else, where
+    there are several, DDP"""
     lora: Mapping[str, Any] | None = None
     log_every: int = 10
     """steps between printed lines; metrics.jsonl has every step"""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,11 @@ from agentrl.train.attention import model_inputs, window
 from agentrl.types import Sample
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a model says of a batch's tokens, in nats: 0 where the batch's weight is 0."""
+class Scores(NamedTuple):
+    """What a model says of a batch's tokens, in nats: 0 where the batch's weight is 0.
+
+    (A tuple, in which DDP and FSDP2 find the tensors.)
+    """
 
     logprobs_BT: Tensor
     entropy_BT: Tensor | None = None
@@ -38,7 +41,7 @@ class Scores:
 class Scorer(nn.Module):
     """A transformers causal language model (or a peft model on one) from `Batch` to `Scores`.
 
-    This is the module that DDP or FSDP2 will wrap: its forward pass is the only way in which
+    This is the module that DDP or FSDP2 wraps: its forward pass is the only way in which
     training reads the model, head weight included. `value_head` goes from hidden states [N, D] to
     values [N, 1] (PPO).
 

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from agentrl import losses
-from agentrl.batch import Batch, Layout, Rows, collate, plan
+from agentrl.batch import Batch, Layout, Rows, collate
 from agentrl.logprob import bare_model, read_head
 from agentrl.train.attention import tree_attention
+from agentrl.train.distributed import assemble, idle, join, norm_of, not_yet, share, skeleton, wrap
 from agentrl.train.reference import token_table
 from agentrl.train.schedule import TrainConfig
 from agentrl.train.scorer import Scorer, Scores
 from agentrl.train.setup import choose_dtype, choose_layout, make_optimizer
+from agentrl.train.sums import Row, Sums, merged
 from agentrl.types import Sample
-
-Row = dict[str, float]
-"""One step's metrics, as in metrics.jsonl."""
 
 Score = Callable[..., Scores]
 """`Scorer.forward` in the trainer's precision."""
@@ -60,15 +59,33 @@ class Trainer:
         self.model, self.config = model, config
         self.device = read_head(model).weight_VD.device
         self.dtype = choose_dtype(config, self.device)
-        self.scorer = Scorer(model, value_head)  # DDP and FSDP2 wrap here
-        self.optimizer = make_optimizer(self.scorer, config)
+        self.scorer = Scorer(model, value_head)
         self.layout: Layout = "padded"
         self.settled = False
+        self.ranks = join()
+        self._bones: nn.Module | None = None
+        if not config.shard:  # else once the layout has been tried on the whole model
+            self._wrap()
+
+    def _wrap(self) -> None:
+        if self.config.shard:
+            self._bones = skeleton(self.model)
+        self._wrapped = wrap(self.scorer, self.model, self.ranks, self.config.shard)
+        self.optimizer = make_optimizer(self.scorer, self.config)
 
     def settle(self, samples: Sequence[Sample], steps: Sequence[Sequence[int]]) -> None:
         """Choose the layout by the first of `steps`, each the indices of its samples."""
         self.layout = choose_layout(self.model, self.config, samples, steps, self.device)
+        if self.config.shard and not self.settled:
+            self._wrap()
         self.settled = True
+
+    def trained(self) -> nn.Module:
+        """The model in one piece: itself, or where it is sharded a copy on the main process's CPU
+        (without memory in the others; all processes must call this)."""
+        if self._bones is None:
+            return self.model
+        return assemble(self._bones, self.model, self.ranks)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -90,7 +107,7 @@ class Trainer:
     def score(self, batch: Batch, **options: Any) -> Scores:
         """`Scorer.forward`, in the trainer's precision."""
         with self.precision():
-            scores: Scores = self.scorer(batch, **options)
+            scores: Scores = self._wrapped(batch, **options)
         return scores
 
     def precision(self) -> torch.autocast:
@@ -138,7 +155,7 @@ class Trainer:
         loss or gradient that is not finite, before it reaches the weights.
         """
         clock = time.perf_counter()
-        micros = plan(samples, self.config.micro_tokens, self.layout, groups)
+        micros = share(self.ranks, samples, self.config.micro_tokens, self.layout, groups)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         names = range(len(samples)) if names is None else names
@@ -159,43 +176,32 @@ class Trainer:
         number: int,
         names: Sequence[int],
     ) -> Row:
-        """Forward and backward of the micro-batches; returns the step's sums.
+        """Forward and backward of this process's micro-batches; returns the step's sums.
 
         The denominator is counted over the whole step, so a token counts the same wherever it lands
         (a mean of micro-batch means would not: transformers issue 34191).
         """
-        computed = 0
-        totals: dict[str, list[Tensor]] = {}
-        maxima: dict[str, list[Tensor]] = {}
-        for micro in micros:
-            batch = collate(samples, micro, tree=self.layout == "tree").to(self.device)
-            computed += batch.computed
-            out = part(self.score, batch, denominator)
-            out.loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
-                totals.setdefault(name, []).append(value)
-            for name, value in out.maxima.items():
-                maxima.setdefault(name, []).append(value)
-        losses_M = torch.stack(totals["loss"])
-        if not losses_M.isfinite().all():
-            at = int((~losses_M.isfinite()).nonzero()[0])
-            bad = sorted(names[i] for row in micros[at] for i in row)
-            raise FloatingPointError(
-                f"the loss of step {number} is {losses_M[at].item()}, in the micro-batch of "
-                f"samples {bad}. The weights were not changed. Look at those samples' weights, or "
-                "lower lr"
-            )
-        sums = {name: torch.stack(parts).sum().item() for name, parts in totals.items()}
-        sums |= {name: torch.stack(parts).max().item() for name, parts in maxima.items()}
+        found = Sums()
+        for n, micro in enumerate(micros):
+            with not_yet(self._wrapped, last=n == len(micros) - 1):
+                if not micro:
+                    idle(self.score, samples, self.device)
+                    continue
+                batch = collate(samples, micro, tree=self.layout == "tree").to(self.device)
+                out = part(self.score, batch, denominator)
+                # gradients are averaged over processes, and the loss is their sum
+                loss = out.loss * self.ranks.size if self.ranks.size > 1 else out.loss
+                loss.backward()  # type: ignore[no-untyped-call]
+            found.add(out, batch.computed, [names[i] for row in micro for i in row])
+        row = merged(self.ranks.gather(found.done()), number)
         tokens = sum(len(s.token_ids) for s in samples)
-        counts = {"samples": len(samples), "tokens": tokens, "tokens_computed": computed}
-        return {**sums, **counts, "weight": denominator}
+        return row | {"samples": len(samples), "tokens": tokens, "weight": denominator}
 
     def _clip(self, number: int, names: Sequence[int]) -> float:
         """Scale gradients to a norm of at most `clip`; returns the norm that they had before."""
         parameters = [p for p in self.scorer.parameters() if p.grad is not None]
         clip = math.inf if self.config.clip is None else self.config.clip
-        norm = nn.utils.clip_grad_norm_(parameters, clip).item()
+        norm = norm_of(nn.utils.clip_grad_norm_(parameters, clip))
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient of step {number} has norm {norm} (samples {sorted(names)}). The "
