@@ -27,6 +27,7 @@ LAYERS = [
         "agentrl.checkpoint",
     },
     {"agentrl.select", "agentrl.train", "agentrl.config"},
+    {"agentrl.exchange"},
     {"agentrl.report", "agentrl.testing"},
     {"agentrl.recipes"},
     {"agentrl.doctor"},

@@ -5,6 +5,7 @@ Each `add_NAME(commands)` adds a parser whose `run` default is the function that
 
 from agentrl.commands.collecting import add_eval, add_rollout, add_run
 from agentrl.commands.data import add_report, add_select, add_train
+from agentrl.commands.exchanging import add_export, add_import
 from agentrl.commands.machine import add_doctor, add_list, add_sandbox
 
 COMMANDS = (
@@ -14,6 +15,8 @@ COMMANDS = (
     add_train,
     add_eval,
     add_report,
+    add_export,
+    add_import,
     add_sandbox,
     add_list,
     add_doctor,

@@ -32,7 +32,7 @@ def run_select(options: argparse.Namespace) -> int:
     from agentrl import evaluate, store
     from agentrl.select import hint_rft, rows
 
-    chat = _chat(options.policy)
+    chat = chat_of(options.policy)
     greedy = None
     if options.greedy:
         graded = evaluate.final(store.load(options.greedy))
@@ -59,7 +59,8 @@ def _require_tokenizer(made_with: set[Any], tokenizer: Any, what: str, model: st
         )
 
 
-def _chat(policy: str) -> Any:
+def chat_of(policy: str) -> Any:
+    """The chat format of the model called `policy`."""
     from agentrl.chat import Chat, HFTokenizer
     from agentrl.engines import ScriptedPolicy
 
@@ -99,7 +100,7 @@ def run_train(options: argparse.Namespace) -> int:
     own = {k.removeprefix("loss."): given.pop(k) for k in list(given) if k.startswith("loss.")}
     config, goal = settings.build(TrainConfig, given), objective(options.method, **own)
     data: Any = rows.read_pairs(options.data) if goal.members > 1 else rows.read(options.data)
-    tokenizer = _chat(options.model).tokenizer
+    tokenizer = chat_of(options.model).tokenizer
     made_with = {s.meta.get("tokenizer") for unit in goal.units(data) for s in unit}
     _require_tokenizer(made_with, tokenizer, f"the rows in {options.data}", options.model)
     method = str((config.lora or {}).get("method", "")).lower()

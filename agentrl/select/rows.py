@@ -51,44 +51,44 @@ def write(path: str | os.PathLike[str], rows: Sequence[Sample] | Sequence[Pair])
     `ref_logprobs` that it has; a pair has `chosen`, `rejected` (and `gold`) of that form, `margin`
     and `meta`.
     """
-    lines = [_pair_row(row) if isinstance(row, Pair) else _sample_row(row) for row in rows]
+    lines = [pair_row(row) if isinstance(row, Pair) else sample_row(row) for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read(path: str | os.PathLike[str]) -> list[Sample]:
     """The samples that `write` wrote. Raises DataError naming file and line for a broken one."""
-    return _read(path, _sample_of)
+    return _read(path, sample_of)
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """The pairs that `write` wrote. Raises DataError naming file and line for a broken one."""
-    return _read(path, _pair_of)
+    return _read(path, pair_of)
 
 
 EXTRA = ("advantages", "logprobs", "ref_logprobs")
 
 
-def _sample_row(sample: Sample) -> dict[str, Any]:
+def sample_row(sample: Sample) -> dict[str, Any]:
     lists = {name: getattr(sample, name) for name in EXTRA if getattr(sample, name) is not None}
     row = {"token_ids": sample.token_ids, "weights": sample.weights, **lists}
     return {name: list(values) for name, values in row.items()} | {"meta": sample.meta}
 
 
-def _sample_of(row: dict[str, Any]) -> Sample:
+def sample_of(row: dict[str, Any]) -> Sample:
     lists = {name: row[name] for name in EXTRA if name in row}
     return Sample(row["token_ids"], row["weights"], meta=row["meta"], **lists)
 
 
-def _pair_row(pair: Pair) -> dict[str, Any]:
+def pair_row(pair: Pair) -> dict[str, Any]:
     sides = {"chosen": pair.chosen, "rejected": pair.rejected, "gold": pair.gold}
-    rows: dict[str, Any] = {name: _sample_row(s) for name, s in sides.items() if s is not None}
+    rows: dict[str, Any] = {name: sample_row(s) for name, s in sides.items() if s is not None}
     return rows | {"margin": pair.margin, "meta": pair.meta}
 
 
-def _pair_of(row: dict[str, Any]) -> Pair:
-    gold = _sample_of(row["gold"]) if "gold" in row else None
-    chosen, rejected = _sample_of(row["chosen"]), _sample_of(row["rejected"])
+def pair_of(row: dict[str, Any]) -> Pair:
+    gold = sample_of(row["gold"]) if "gold" in row else None
+    chosen, rejected = sample_of(row["chosen"]), sample_of(row["rejected"])
     return Pair(chosen, rejected, row["margin"], row["meta"], gold)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks_run import CASES, run
+from ranks_tokenizer import hf_bytes
 from train_toys import some_samples, tiny
 from transformers import AutoModelForCausalLM
 
@@ -154,21 +155,3 @@ def test_accelerate_launches_the_command(tmp_path) -> None:
     assert done.stderr.count("step 4/4") == 1
     assert "- Method: sft" in (tmp_path / "run/model/README.md").read_text()
     AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
-
-
-def hf_bytes():
-    """A transformers tokenizer of bytes with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"<end>": 256, "<pad>": 257}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<pad>")
-    made.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    return made
