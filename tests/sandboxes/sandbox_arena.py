@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -54,6 +55,17 @@ def groups(box: EmbeddedSandbox) -> int:
         if zygote.family is not None:
             count += sum(1 for e in os.scandir(zygote.family.path) if e.is_dir())
     return count
+
+
+async def steady(measure: Callable[[], int]) -> int:
+    """The measure once it has stayed the same for half a second: boxes fill up their spares."""
+    last, since = measure(), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        await asyncio.sleep(0.02)
+        now = measure()
+        if now != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 async def settled(measure: Callable[[], int], wanted: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sandbox_arena import Arena, Go, begun, descriptors, open_box, processes, settled
+from sandbox_arena import Arena, Go, begun, descriptors, open_box, processes, settled, steady
 
 import sandboxes
 from agentrl.errors import SandboxError, SessionDead
@@ -95,7 +95,7 @@ def test_abandoned_sessions_end_with_the_box(go: Go) -> None:
     """D22: sessions that nobody closes."""
 
     async def play():
-        before = descriptors()
+        before = await steady(descriptors)
         box = await open_box(spares=2)
         for _ in range(20):
             session = await box.session().open()

@@ -215,9 +215,9 @@ def test_the_command_trains_on_pairs(tmp_path, monkeypatch) -> None:
     from agentrl.engines.scripted import ByteTokenizer
 
     rows.write(tmp_path / "pairs.jsonl", some_pairs(4))
-    monkeypatch.setattr(data, "_chat", lambda name: Chat(ByteTokenizer()))
+    monkeypatch.setattr(data, "chat_of", lambda name: Chat(ByteTokenizer()))
     monkeypatch.setattr("agentrl.train.export", lambda *args, **more: None)
-    monkeypatch.setattr("agentrl.engines.models.load_model", lambda name: tiny())
+    monkeypatch.setattr("agentrl.engines.models.load_model", lambda name, bits: tiny())
     argv = ["train", "dpo", "--data", str(tmp_path / "pairs.jsonl"), "--model", "tiny"]
     settings = ["loss.beta=0.5", "max_steps=2", "batch_size=2", "lr=1e-3"]
     assert main([*argv, *settings, "--out", str(tmp_path / "out")]) == 0
