@@ -211,6 +211,19 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def update_section(path: Path, name: str, text: str) -> None:
+    """Put `text` between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a results file.
+
+    Raises ConfigError if the file lacks the marks.
+    """
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    old = path.read_text("utf-8") if path.exists() else ""
+    if start not in old or end not in old:
+        raise ConfigError(f"{path} lacks the lines {start.strip()} and {end}: add them")
+    before, after = old.split(start)[0], old.split(end, 1)[1]
+    write_atomic(path, f"{before}{start}{text}\n{end}{after}")
+
+
 def settings(config: Any) -> dict[str, Any]:
     """A config dataclass as plain data, as `config.yaml` holds it."""
     data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))

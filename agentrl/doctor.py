@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import pkgutil
 import platform
 import shutil
 import sys
@@ -151,7 +152,14 @@ def catalogue(what: str) -> dict[str, str]:
         from agentrl.credit import SCHEMES
 
         return {name: _first_line(scheme) for name, scheme in SCHEMES.items()}
-    return {"hint_rft": _first_line(importlib.import_module("agentrl.select.hint_rft"))}
+    if what == "claims":
+        from agentrl import claims
+
+        return {name: claims.get(name).says for name in claims.names()}
+    from agentrl import select
+
+    modules = sorted(m.name for m in pkgutil.iter_modules(select.__path__))
+    return {m: _first_line(importlib.import_module(f"{select.__name__}.{m}")) for m in modules}
 
 
 def _first_line(thing: Any) -> str:

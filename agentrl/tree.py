@@ -191,6 +191,11 @@ class Cursor:
         self._start_turn(self.node, suffix.shown)
         return self.node
 
+    @property
+    def turn_tokens(self) -> int:
+        """How many tokens of the turn so far the policy sampled."""
+        return sum(len(n.token_ids) for n in self._turn() if n.source == "policy")
+
     def turn_text(self) -> str:
         """The assistant's turn so far as text, hints and tool output included."""
         if self._text[0] != self.node:

@@ -28,7 +28,8 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from agentrl.errors import AgentRLError, ConfigError, MissingExtraError, unknown  # noqa: E402
+from agentrl.config import update_section  # noqa: E402
+from agentrl.errors import AgentRLError, MissingExtraError, unknown  # noqa: E402
 
 Side = Callable[[], float]
 Better = Literal["lower", "higher"]
@@ -271,19 +272,6 @@ def _of(cases: Sequence[str]) -> str:
     """What a note is of."""
     first = f"`{cases[0]}`"
     return first if len(cases) == 1 else f"{first} and {len(cases) - 1} more"
-
-
-def update_section(path: Path, name: str, text: str) -> None:
-    """Put `text` between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a results file.
-
-    Raises ConfigError if the file lacks the marks.
-    """
-    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    old = path.read_text("utf-8") if path.exists() else ""
-    if start not in old or end not in old:
-        raise ConfigError(f"{path} lacks the lines {start.strip()} and {end}: add them")
-    before, after = old.split(start)[0], old.split(end, 1)[1]
-    path.write_text(f"{before}{start}{text}\n{end}{after}", "utf-8")
 
 
 def _number(value: float | None) -> str:

@@ -30,7 +30,8 @@ LAYERS = [
     {"agentrl.exchange"},
     {"agentrl.report", "agentrl.testing"},
     {"agentrl.recipes"},
-    {"agentrl.doctor"},
+    {"agentrl.claims"},
+    {"agentrl.reproduce", "agentrl.doctor"},
     {"agentrl.commands"},
     {"agentrl.cli", "agentrl.__main__", "agentrl"},
 ]

@@ -7,6 +7,7 @@ from agentrl.commands.collecting import add_eval, add_rollout, add_run
 from agentrl.commands.data import add_report, add_select, add_train
 from agentrl.commands.exchanging import add_export, add_import
 from agentrl.commands.machine import add_doctor, add_list, add_sandbox
+from agentrl.commands.reproducing import add_reproduce
 
 COMMANDS = (
     add_run,
@@ -15,6 +16,7 @@ COMMANDS = (
     add_train,
     add_eval,
     add_report,
+    add_reproduce,
     add_export,
     add_import,
     add_sandbox,

@@ -72,7 +72,8 @@ def run_sandbox_doctor(options: argparse.Namespace) -> int:
 
 def add_list(commands: Any) -> None:
     c = command_of(commands, "list", "what there is, a line each", "agentrl list envs")
-    c.add_argument("what", choices=["envs", "rollouts", "losses", "credit", "selectors", "recipes"])
+    kinds = ["envs", "rollouts", "losses", "credit", "selectors", "recipes", "claims"]
+    c.add_argument("what", choices=kinds)
     c.set_defaults(run=run_list)
 
 

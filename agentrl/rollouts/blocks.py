@@ -86,14 +86,13 @@ class BlockTurn:
 
     @property
     def limit(self) -> int:
-        """Policy tokens that a path of this turn may have."""
+        """Policy tokens that this turn may have."""
         return self.cursor.params.max_tokens if self.max_tokens is None else self.max_tokens
 
     @property
     def room(self) -> int:
-        """Policy tokens that may still be sampled on this path."""
-        path = self.cursor.tree.path(self.cursor.node)
-        return self.limit - sum(len(n.token_ids) for n in path if n.source == "policy")
+        """Policy tokens that may still be sampled in this turn."""
+        return self.limit - self.cursor.turn_tokens
 
     async def advance(self, stop: Sequence[str] = ()) -> Event:
         """Sample, running blocks as they close, until the turn ends, a limit, or a `stop` string.

@@ -1,0 +1,149 @@
+"""Several answers to one task in one conversation, each graded by an episode of its own.
+
+What self-correction, introspection and debugging share. An attempt made here has one `TurnReward`
+an answer, at the node that ends it; its own `reward` is the last answer's. What `agentrl.evaluate`
+reads stands in `metrics["turns"]`: for each answer its `answer` (as the environment read it),
+`reward`, `truncated` and `text`. So credit takes the rewards from the list alone
+(`episode_of(..., outcome=False)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.errors import ConfigError
+from agentrl.interfaces import Episode, OpenEnv
+from agentrl.rollouts.blocks import BlockTurn, answer_text, invented_output
+from agentrl.tree import Cursor
+from agentrl.types import Attempt, Message, StopReason, TurnReward
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One graded answer. `reward` None is "not scored", which is not 0.
+
+    `text` is the whole turn, `answer` what the environment read in it, `node` the turn's last node,
+    `feedback` what the environment has to say about it (`Step.info["feedback"]`).
+    """
+
+    text: str
+    answer: str
+    reward: float | None
+    truncated: bool
+    node: int
+    feedback: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """True for full reward."""
+        return self.reward is not None and self.reward >= 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What `metrics["turns"]` holds of it."""
+        return {
+            "answer": self.answer,
+            "reward": self.reward,
+            "truncated": self.truncated,
+            "text": self.text,
+        }
+
+
+class Turns:
+    """Answers in one conversation.
+
+        turns = Turns(cursor, open_env)
+        await turns.begin()
+        first = await turns.answer()
+        turns.ask("Try again.")
+        second = await turns.answer()
+        turns.finish()
+
+    `max_calls` python blocks an answer run in the environment (0: none), `max_tokens` are sampled
+    for one answer at most (default: the sampling parameters' limit).
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_env: OpenEnv,
+        *,
+        max_calls: int = 0,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.cursor, self.open_env = cursor, open_env
+        self.max_calls, self.max_tokens = max_calls, max_tokens
+        self.answers: list[Answer] = []
+        self.prompt: tuple[Message, ...] = ()
+        """The task as the environment shows it."""
+        self._shown: Episode | None = None  # the episode that showed the task grades first
+        self.calls = 0
+        self.statuses: list[str] = []
+        self.hallucinated = False
+
+    async def begin(self, *before: Message) -> None:
+        """Show the task, after the messages `before` (a system message, a worked example)."""
+        self._shown = await self.open_env()
+        self.prompt = await self._shown.reset()
+        self.cursor.begin([*before, *self.prompt])
+
+    async def answer(self) -> Answer:
+        """Sample one answer and let an episode of the environment grade it.
+
+        Raises SandboxError or EngineError where infrastructure fails.
+        """
+        if not self.prompt:
+            raise ConfigError("Turns: call begin() before the first answer()")
+        cursor, (episode, self._shown) = self.cursor, (self._shown, None)
+        if episode is None:
+            episode = await self.open_env()
+            await episode.reset()
+        turn = BlockTurn(cursor, episode, self.max_calls, self.max_tokens)
+        event = await turn.advance()
+        self.calls += turn.calls
+        self.statuses += turn.statuses
+        self.hallucinated |= invented_output(cursor)
+        text = answer_text(cursor)
+        step = await episode.step(Message("assistant", text))
+        await episode.close()
+        made = Answer(
+            cursor.turn_text(),
+            str(step.info.get("answer", text)),
+            step.reward,
+            event == "limit",
+            cursor.node,
+            str(step.info.get("feedback", "")),
+            step.info,
+        )
+        self.answers.append(made)
+        return made
+
+    def ask(self, text: str, **info: Any) -> int:
+        """Say `text` to the policy and open its next turn. Returns the node."""
+        return self.cursor.observe([Message("user", text)], **info)
+
+    def finish(self, **metrics: Any) -> Attempt:
+        """Record the answers so far as an attempt."""
+        if not self.answers:
+            raise ConfigError("Turns: there is no answer to record")
+        last = self.answers[-1]
+        return self.cursor.finish(
+            self._stop_reason(last),
+            reward=last.reward,
+            answer=last.answer,
+            rewards=[TurnReward(a.node, a.reward) for a in self.answers if a.reward is not None],
+            turns=[a.to_json() for a in self.answers],
+            calls=self.calls,
+            statuses=list(self.statuses),
+            hallucinated_output=self.hallucinated,
+            sampled_tokens=self.cursor.sampled_tokens,
+            **metrics,
+        )
+
+    def _stop_reason(self, last: Answer) -> StopReason:
+        if not last.truncated:
+            return "final_answer"
+        full = len(self.cursor.ids) >= self.cursor.policy.max_context
+        return "context_full" if full else "max_tokens"
