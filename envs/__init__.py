@@ -30,6 +30,10 @@ _BUILT_IN = {
         "envs.gsm8k:GSM8K",
         "grade-school word problems, from local JSONL files or the Hugging Face hub",
     ),
+    "sorting": (
+        "envs.sorting:Sorting",
+        "strings of digits to be sorted: a toy for models that go on with their own answers",
+    ),
 }
 _registered: dict[str, tuple[Factory, str]] = {}
 
