@@ -9,7 +9,7 @@ assistant's turns (messages) or the answer (prompt and completion, preference).
 |---|---|---|
 | sft | samples, trees | input_ids, labels (-100: no loss) |
 | prompt_completion | samples, trees | prompt, completion |
-| messages | trees | messages |
+| messages | trees | messages, tools |
 | preference | pairs | prompt, chosen, rejected |
 | parquet | any | our own only, in one file |
 """
@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentrl import store
 from agentrl.chat import Chat
+from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError, missing_extra, unknown
 from agentrl.record import Tree
 from agentrl.select import rows
+from agentrl.toolcalls import structured
 from agentrl.types import Attempt, Message, Pair, Sample, ToolCall, ToolSpec
 
 Record = Sample | Pair | Tree
@@ -151,46 +154,75 @@ def _cut(chat: Chat, sample: Sample, at: int) -> tuple[Sequence[int], Sequence[i
 def _as_messages(record: Record, chat: Any) -> list[Columns]:
     if not isinstance(record, Tree):
         raise DataError(f"a {type(record).__name__} has no messages: export trees")
-    own = _own(record)
-    return [
-        {"messages": [{"role": m.role, "content": m.content} for m in said], **own}
-        for said in (messages_of(record, a, chat) for a in _attempts(record))
-    ]
+    tools = record.meta.get("tools")
+    own = _own(record) | ({"tools": json.dumps(tools)} if tools else {})
+    said = (messages_of(record, attempt, chat) for attempt in _attempts(record))
+    return [{"messages": [_shown(m) for m in structured(s)], **own} for s in said]
+
+
+def _shown(data: dict[str, Any]) -> dict[str, Any]:
+    """A message with TRL's columns: its calls have no ids there."""
+    calls = [{k: v for k, v in c.items() if k != "id"} for c in data.get("tool_calls", ())]
+    kept = {k: data[k] for k in ("role", "content", "name") if k in data}
+    return kept | ({"tool_calls": calls} if calls else {})
 
 
 def messages_of(tree: Tree, attempt: Attempt, chat: Chat) -> list[Message]:
     """The conversation of an attempt: the task's prompt, and what the nodes of its path say.
 
-    Raises DataError where what the environment said cannot be told from the template's text.
+    Where the policy was shown tools, its calls are parsed. Raises DataError where what the
+    environment said cannot be told from the template's text.
     """
     said: list[Message] = list(tree.task.prompt)
     turn: list[int] = []
+
+    def spoken() -> Message:
+        text = chat.decode(chat.without_end(turn))
+        return chat.parse(text) if tree.meta.get("tools") else Message("assistant", text)
+
     for node in tree.path(attempt.leaf)[1:]:
         between = _between(chat, node.role) if node.source == "environment" else None
         text = chat.decode(node.token_ids) if between else ""
-        if between is None or not text.endswith(between[1]):
+        if between is None or not text.endswith(between.after):
             turn += node.token_ids  # the assistant's own turn, blocks of tool output included
             continue
-        said.append(Message("assistant", chat.decode(chat.without_end(turn))))
-        turn, (before, after) = [], between
-        known = (before, before.removeprefix(chat.end_text))  # where the policy ended its turn
+        said.append(spoken())
+        turn = []
+        known = (between.before, between.before.removeprefix(chat.end_text))  # where it ended
         start = next((b for b in known if text.startswith(b)), None)
         if start is None:
             raise DataError(
                 f"task {tree.task.id}: what the {node.role} said stands otherwise in this model's "
                 "template. Name the model that made the trees, or export them as sft"
             )
-        said.append(Message(node.role, text[len(start) : len(text) - len(after)]))
-    return [*said, Message("assistant", chat.decode(chat.without_end(turn)))] if turn else said
+        text = text[len(start) : len(text) - len(between.after)]
+        several = len(said[-1].tool_calls) > 1 and between.next
+        said += [Message(node.role, t) for t in (text.split(between.next) if several else [text])]
+    return [*said, spoken()] if turn else said
 
 
-def _between(chat: Chat, role: Any) -> tuple[str, str] | None:
-    """What the template puts before and after a message of `role` between two assistant turns."""
-    opening = [Message("user", "question"), Message("assistant", "Reply")]
-    text = chat.tokenizer.render([*opening, Message(role, _MARK)], add_generation_prompt=True)
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """What the template puts around a message between two assistant turns, and between two such
+    messages."""
+
+    before: str
+    after: str
+    next: str
+
+
+def _between(chat: Chat, role: Any) -> _Between | None:
+    """For messages of `role`; None if the template does not show them."""
+    said = [Message("user", "question"), Message("assistant", "Reply"), Message(role, _MARK)]
+    text = chat.tokenizer.render(said, add_generation_prompt=True)
     _, found, tail = text.partition("Reply")
     before, marked, after = tail.partition(_MARK)
-    return (before, after) if found and marked and after else None
+    if not (found and marked and after):
+        return None
+    parts: list[str] = []
+    if role == "tool":  # only tools answer several calls at once
+        parts = chat.tokenizer.render([*said, said[-1]], add_generation_prompt=True).split(_MARK)
+    return _Between(before, after, parts[1] if len(parts) == 3 else "")
 
 
 def _tools(given: Any) -> list[ToolSpec]:
@@ -294,12 +326,21 @@ def write(path: Path, records: Iterable[Record]) -> int:
 
 def save(path: Path, columns: Sequence[Columns]) -> None:
     """Write a dataset: `.parquet` or `.jsonl` is a file, anything else a folder with a parquet
-    file, as `datasets.load_dataset` reads it. Raises MissingExtraError without datasets."""
-    made = _datasets().Dataset.from_list(list(columns))
+    file, as `datasets.load_dataset` reads it. Raises MissingExtraError without datasets; DataError
+    for columns that fit no table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        made.to_json(path)
-    elif path.suffix == ".parquet":
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in columns))
+        return
+    kit = _datasets()
+    try:
+        made = kit.Dataset.from_list(list(columns))
+    except (TypeError, ValueError) as error:  # pyarrow's
+        raise DataError(
+            f"the rows do not fit one table ({error}): tool calls whose arguments have another "
+            "type from row to row. Write them as .jsonl, or in another format"
+        ) from error
+    if path.suffix == ".parquet":
         made.to_parquet(path)
     else:
         path.mkdir(exist_ok=True)

@@ -95,6 +95,8 @@ class Cursor:
         else:
             node = self.tree.add(None, "user", "template", opening.ids).id
         self.messages, self.tools, self.ids = list(messages), tuple(tools), opening.ids
+        if tools:  # what the template showed belongs to the record
+            self.tree.meta["tools"] = [tool.to_json() for tool in tools]
         self._start_turn(node, opening.shown)
 
     def _start_turn(self, node: int, shown: str) -> None:

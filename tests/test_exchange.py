@@ -17,8 +17,10 @@ from agentrl.commands.exchanging import FORMATS
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, DataError, MissingExtraError
 from agentrl.record import Tree
+from agentrl.rollouts import tool_loop
 from agentrl.select import rows
 from agentrl.types import Attempt, Message, Pair, Sample, Task
+from tests.fakes import run
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 
@@ -110,6 +112,44 @@ def test_a_tree_is_told_as_messages_and_comes_back_whole() -> None:
     own = rows.path_sample(tree, tree.attempts[0])
     encoded = exchange.from_trl({"messages": row["messages"]}, CHAT)
     assert (encoded.token_ids, encoded.weights) == (own.token_ids, own.weights)
+
+
+def with_tools() -> Tree:
+    """A tree in which two tools are called at once, made by a rollout."""
+    replies = iter(
+        [
+            '<tool_call>\n{"name": "python", "arguments": {"code": "print(6)"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "python", "arguments": {"code": "print(7)"}}\n</tool_call>',
+            "It is 42",
+        ]
+    )
+    tree, _, _ = run(tool_loop(tools="native"), lambda text: next(replies))
+    return tree
+
+
+def test_calls_and_tools_are_structure() -> None:
+    tree = with_tools()
+    [row] = exchange.to_trl([tree], "messages", CHAT)
+    [tool] = json.loads(row["tools"])
+    assert tool["function"]["name"] == "python"
+    _, asked, six, seven, answer = row["messages"]
+    assert [c["function"]["arguments"] for c in asked["tool_calls"]] == [
+        {"code": "print(6)"},
+        {"code": "print(7)"},
+    ]
+    assert (asked["content"], answer) == ("", {"role": "assistant", "content": "It is 42"})
+    assert (six, seven) == ({"role": "tool", "content": "6"}, {"role": "tool", "content": "7"})
+    own = rows.path_sample(tree, tree.attempts[0])
+    del row[exchange.OWN]
+    assert exchange.from_trl(row, CHAT).token_ids == own.token_ids
+
+
+def test_arguments_that_fit_no_table(tmp_path: Path) -> None:
+    calls = [{"messages": [{"role": "assistant", "arguments": {"a": a}}]} for a in (1, "x")]
+    with pytest.raises(DataError, match="jsonl"):
+        exchange.save(tmp_path / "rows.parquet", calls)
+    exchange.save(tmp_path / "rows.jsonl", calls)
+    assert exchange.load(tmp_path / "rows.jsonl") == calls
 
 
 def test_trl_s_texts_are_encoded_with_the_loss_on_answers() -> None:
