@@ -13,7 +13,8 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -57,6 +58,7 @@ async def collect(
     n: int | None = None,
     tasks: Sequence[Task] | None = None,
     samples: int = 1,
+    enough: Callable[[Tree], bool] | None = None,
     box: Sandbox | None = None,
     params: SamplingParams | None = None,
     seed: int = 0,
@@ -74,14 +76,19 @@ async def collect(
     trees are stored there, and those already stored (without an infrastructure failure) are
     taken from there instead of run again.
 
+    With `enough`, how often a task is attempted depends on what came (`samples` is the most): tasks
+    take turns, `enough` is shown each task's trees once and in order of attempt, and when it
+    returns True that task is over. Trees after that one were under way at the time: they are
+    stored but not returned, so that what is returned does not depend on who was faster.
+
     Raises ConfigError for a number that cannot be, or if `out` was collected with another
     tokenizer, policy, rollout, seed or sampling; InfraError if more than half
     of the rollouts (after the first eight) failed in our hands; StoreFullError on a full disk.
     """
     params = params or SamplingParams()
     _check(n, samples, concurrency, retries, deadline_s, params)
-    todo = [(t, a) for t in (env.tasks(n) if tasks is None else tasks) for a in range(samples)]
-    if len({t.id for t, _ in todo}) * samples != len(todo):
+    tasks = env.tasks(n) if tasks is None else tasks
+    if len({t.id for t in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique")
     async with contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(TreeStore(out)) if out is not None else None
@@ -90,18 +97,81 @@ async def collect(
         run = _Run(env, rollout, policy, chat, box, params, seed, deadline_s, retries, store)
         if out is not None:
             run.trees = _finished(out, run)
-        waiting = iter([(t, a) for t, a in todo if (t.id, a) not in run.trees])
-        total = sum((t.id, a) not in run.trees for t, a in todo)
-        report = stack.enter_context(_progress(label, len(todo), len(todo) - total, progress))
+        todo = _Todo(tasks, samples, run.trees, enough, ahead=concurrency)
+        total = None if enough else len(tasks) * samples
+        report = stack.enter_context(_progress(label, total, todo.done(), progress))
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, total)):
-                    group.create_task(_worker(run, waiting, report))
+            await _run_all(run, todo, report, concurrency)
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
-        trees = [run.trees[t.id, a] for t, a in todo]
+        trees = todo.result()
     _warn_if_cut(trees, label)
     return trees
+
+
+@dataclass(slots=True)
+class _Todo:
+    """Which attempts to make: all of each task, or in turns, until `enough` says so.
+
+    `ahead` is how many attempts at a task may be made beyond those that `enough` has seen: it sees
+    them in order, and one that takes long must not let the others run on for ever.
+    """
+
+    tasks: Sequence[Task]
+    samples: int
+    trees: dict[Key, Tree]
+    enough: Callable[[Tree], bool] | None
+    ahead: int
+    begun: Counter[str] = field(default_factory=Counter)  # attempts at each task
+    shown: Counter[str] = field(default_factory=Counter)  # of these to `enough`
+    over: set[str] = field(default_factory=set)
+    open: deque[Task] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.open.extend(self.tasks)
+
+    def next(self) -> tuple[Task, int] | None:
+        """An attempt to make now; None where there is none, or none until others are done."""
+        for _ in range(len(self.open)):
+            task = self.open.popleft()
+            n = self.begun[task.id]
+            while (task.id, n) in self.trees:
+                n += 1
+            self.begun[task.id] = n
+            if n >= self.samples or self._over(task.id):
+                continue
+            if self.enough is None:
+                self.open.appendleft(task)  # attempts at one task share its prompt
+            else:
+                self.open.append(task)
+                if n - self.shown[task.id] >= self.ahead:
+                    continue
+            self.begun[task.id] += 1
+            return task, n
+        return None
+
+    def _over(self, task: str) -> bool:
+        """True if the task has enough; shows what came since this was asked."""
+        if self.enough is None or task in self.over:
+            return self.enough is not None
+        while (tree := self.trees.get((task, self.shown[task]))) is not None:
+            self.shown[task] += 1
+            if self.enough(tree):
+                self.over.add(task)
+                return True
+        return False
+
+    def done(self) -> int:
+        """How many of the attempts are there already."""
+        ids = {t.id for t in self.tasks}
+        return sum(task in ids and attempt < self.samples for task, attempt in self.trees)
+
+    def result(self) -> list[Tree]:
+        """The trees in task order, of each task as many as were wanted."""
+        for task in self.tasks:
+            self._over(task.id)
+        wanted = self.shown if self.enough else {t.id: self.samples for t in self.tasks}
+        return [self.trees[t.id, a] for t in self.tasks for a in range(wanted[t.id])]
 
 
 def _warn_if_cut(trees: Sequence[Tree], label: str) -> None:
@@ -168,25 +238,45 @@ def _finished(out: str | os.PathLike[str], run: _Run) -> dict[Key, Tree]:
     return trees
 
 
-async def _worker(run: _Run, waiting: Iterator[tuple[Task, int]], report: _Report) -> None:
-    for task, attempt in waiting:
+async def _run_all(run: _Run, todo: _Todo, report: _Report, concurrency: int) -> None:
+    """Make what is to do, at most `concurrency` attempts at once."""
+    running = 0
+
+    def start() -> None:
+        nonlocal running
+        while running < concurrency and (job := todo.next()) is not None:
+            running += 1
+            group.create_task(one(*job))
+
+    async def one(task: Task, attempt: int) -> None:
+        nonlocal running
         try:
-            tree = await _attempt(run, task, attempt)
+            await _keep(run, task, attempt, report)
         except Exception as error:
             error.add_note(f"in task {task.id!r}, attempt {attempt}")
             raise
-        if run.store is not None:
-            run.store.append(tree)
-        run.trees[key(tree)] = tree
-        run.done += 1
-        run.failed += any(a.error for a in tree.attempts)
-        report.finished(tree)
-        if run.done >= BREAKER and run.failed * 2 > run.done:
-            reasons = {a.error for t in run.trees.values() for a in t.attempts if a.error}
-            raise InfraError(
-                f"{run.failed} of {run.done} rollouts failed in our hands, not the policy's: "
-                f"{'; '.join(sorted(reasons)[:3])}. Finished ones are kept; mend that and resume."
-            )
+        running -= 1
+        start()
+
+    async with asyncio.TaskGroup() as group:
+        start()
+
+
+async def _keep(run: _Run, task: Task, attempt: int, report: _Report) -> None:
+    """Make one attempt and store it. Raises InfraError if most have failed in our hands."""
+    tree = await _attempt(run, task, attempt)
+    if run.store is not None:
+        run.store.append(tree)
+    run.trees[key(tree)] = tree
+    run.done += 1
+    run.failed += any(a.error for a in tree.attempts)
+    report.finished(tree)
+    if run.done >= BREAKER and run.failed * 2 > run.done:
+        reasons = {a.error for t in run.trees.values() for a in t.attempts if a.error}
+        raise InfraError(
+            f"{run.failed} of {run.done} rollouts failed in our hands, not the policy's: "
+            f"{'; '.join(sorted(reasons)[:3])}. Finished ones are kept; mend that and resume."
+        )
 
 
 async def _attempt(run: _Run, task: Task, attempt: int) -> Tree:
@@ -271,7 +361,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 class _Report:
     """The progress bar: how many, how many failed or were cut, tokens a second."""
 
-    def __init__(self, bar: Progress | None, label: str, total: int, done: int) -> None:
+    def __init__(self, bar: Progress | None, label: str, total: int | None, done: int) -> None:
         self.bar, self.tokens, self.failed, self.cut = bar, 0, 0, 0
         self.started = time.perf_counter()
         self.task = bar.add_task(label, total=total, completed=done, note="") if bar else None
@@ -291,7 +381,7 @@ class _Report:
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, done: int, shown: bool) -> Iterator[_Report]:
+def _progress(label: str, total: int | None, done: int, shown: bool) -> Iterator[_Report]:
     if not shown:
         yield _Report(None, label, total, done)
         return

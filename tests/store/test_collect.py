@@ -252,3 +252,79 @@ def test_kill_minus_nine_during_collection_then_resume_loses_and_doubles_nothing
     after = load(tmp_path)
     assert sorted(t.task.id for t in after) == sorted(f"t{i}" for i in range(200))
     assert after[: len(before)] == before
+
+
+class Seeded(ScriptedPolicy):
+    """Right or wrong, early or late by the seed alone."""
+
+    async def sample(self, prompt_ids, params):
+        self.calls += 1
+        await asyncio.sleep(params.seed % 7 / 1000)
+        answer = "42" if params.seed % 3 == 0 else "41"
+        return await ScriptedPolicy([answer]).sample(prompt_ids, params)
+
+
+def until(right: int):
+    """Enough for a task: so many right answers. `seen` has what it was shown."""
+    found: dict[str, int] = {}
+    seen: list[tuple[str, int]] = []
+
+    def enough(tree: Tree) -> bool:
+        seen.append((tree.task.id, tree.meta["attempt"]))
+        found[tree.task.id] = found.get(tree.task.id, 0) + (tree.attempts[-1].reward == 1.0)
+        return found[tree.task.id] >= right
+
+    return enough, seen
+
+
+def test_each_task_is_attempted_until_it_has_enough():
+    results = []
+    for concurrency in (1, 3, 16):
+        enough, seen = until(2)
+        policy = Seeded([])
+        trees = go(
+            env_of(4), single_turn(), policy, samples=40, enough=enough, concurrency=concurrency
+        )
+        results.append([(t.task.id, t.meta["attempt"], t.attempts[-1].reward) for t in trees])
+        assert sorted(seen) == sorted(r[:2] for r in results[-1]), "each tree is shown once"
+        assert policy.calls <= len(trees) + 4 * concurrency, "not far beyond what was wanted"
+    assert results[0] == results[1] == results[2], "who was faster does not matter"
+    for id in ("t0", "t1", "t2", "t3"):
+        rewards = [r for t, _, r in results[0] if t == id]
+        assert sum(rewards) == 2
+        assert rewards[-1] == 1.0
+
+
+def test_a_task_that_never_has_enough_stops_at_the_cap():
+    policy = ScriptedPolicy(lambda t: "41")
+    trees = go(env_of(2), single_turn(), policy, samples=5, enough=until(1)[0])
+    assert len(trees) == policy.calls == 10
+
+
+def test_what_is_enough_is_counted_over_a_resume(tmp_path):
+    whole = go(env_of(3), single_turn(), Seeded([]), samples=40, enough=until(3)[0])
+    options = {"samples": 40, "concurrency": 1, "out": tmp_path}
+    go(env_of(3), single_turn(), Seeded([]), enough=until(1)[0], **options)
+    on_disk = len(load(tmp_path))
+    policy = Seeded([])
+    trees = go(env_of(3), single_turn(), policy, enough=until(3)[0], **options)
+    assert [t.meta["attempt"] for t in trees] == [t.meta["attempt"] for t in whole]
+    assert 0 < policy.calls <= len(trees) - 3
+    assert len(load(tmp_path)) == on_disk + policy.calls
+    again = Seeded([])
+    go(env_of(3), single_turn(), again, enough=until(3)[0], **options)
+    assert again.calls == 0
+
+
+def test_a_slow_attempt_does_not_let_the_others_run_on():
+    class FirstHangs(ScriptedPolicy):
+        async def sample(self, prompt_ids, params):
+            self.calls += 1
+            await asyncio.sleep(0.2 if self.calls == 1 else 0)
+            return await ScriptedPolicy(["42"]).sample(prompt_ids, params)
+
+    policy = FirstHangs([])
+    enough, _ = until(2)
+    trees = go(env_of(1), single_turn(), policy, samples=500, enough=enough, concurrency=4)
+    assert len(trees) == 2
+    assert policy.calls <= 5
