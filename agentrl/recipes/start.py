@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-import warnings
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,19 +22,17 @@ import envs
 import sandboxes
 from agentrl import evaluate
 from agentrl.chat import Chat
-from agentrl.collect import collect
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
-from agentrl.engines.hf import HFPolicy
 from agentrl.engines.memory import give_memory_back
-from agentrl.errors import AgentRLWarning, ConfigError
+from agentrl.errors import ConfigError
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
+from agentrl.recipes._phases import Phases, training
 from agentrl.rollouts import hint_infer, tool_loop
 from agentrl.rollouts.hints import Position
 from agentrl.select import dedupe, hint_rft
-from agentrl.train import TrainConfig, export, train
+from agentrl.train import export
 from agentrl.tree import Tree
-from agentrl.types import Sample, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,8 @@ async def run(
         async with sandboxes.open("embedded") as opened:
             return await run(config, folder, progress=progress, box=opened)
     started = time.perf_counter()
-    run_ = _Run(config, folder, progress, box)
-    run_.training()  # bad numbers are said now, not after an hour
+    phases = Phases(config, folder, progress, box)
+    training(config)  # bad numbers are said now, not after an hour
     if config.rft_temperature < 0 or not 0 < config.rft_top_p <= 1:
         raise ConfigError("rft_temperature is at least 0, rft_top_p above 0 and at most 1")
     train_env, test_env = _env(config, "train"), _env(config, "test")
@@ -115,14 +112,14 @@ async def run(
 
     policy = load_policy(config.model, dtype=config.dtype, device=config.device)
     chat = Chat(policy.tokenizer)
-    before = await run_.measure("before", policy, test_env, unseen)
+    before = await _measure(phases, config, "before", policy, test_env, unseen)
 
     greedy, hinted = await _together(
-        run_.collect("train_greedy", train_env, run_.plain(), policy, tasks=problems),
-        run_.collect(
+        phases.collect("train_greedy", train_env, _plain(config), policy, tasks=problems),
+        phases.collect(
             "train_hinted",
             train_env,
-            run_.hinted(1),
+            _hinted(config, 1),
             policy,
             tasks=problems,
             samples=config.hint_samples,
@@ -134,12 +131,12 @@ async def run(
     }
     seed_set = hint_rft.select(evaluate.final(hinted), chat, greedy_right=greedy_right)
     rows = seed_set.samples(chat, train_on_hints=config.train_on_hints)
-    policy, trained_0 = await run_.fine_tune("start0", policy, rows)
+    policy, trained_0 = await phases.fine_tune("start0", policy, rows)
 
-    sampled = await run_.collect(
+    sampled = await phases.collect(
         "rft",
         train_env,
-        run_.plain(),
+        _plain(config),
         policy,
         tasks=problems,
         samples=config.rft_samples,
@@ -153,9 +150,9 @@ async def run(
         del policy
         give_memory_back()
         policy = load_policy(config.model, dtype=config.dtype, device=config.device)
-    policy, trained = await run_.fine_tune("start", policy, rows)
+    policy, trained = await phases.fine_tune("start", policy, rows)
 
-    after = await run_.measure("after", policy, test_env, unseen)
+    after = await _measure(phases, config, "after", policy, test_env, unseen)
     await policy.close()
     export(policy.model, folder.path / "model", policy.tokenizer.hf)
     summary = {
@@ -224,13 +221,6 @@ async def _together(*collections: Coroutine[Any, Any, list[Tree]]) -> list[list[
     return [task.result() for task in tasks]
 
 
-def _stop_if_cancelled(row: dict[str, float]) -> None:
-    """Called after each step of training, which holds the event loop: lets Ctrl-C through."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 def _env(config: Config, split: str) -> Env:
     return envs.make(config.env, split=split, seed=config.seed, **config.env_options)
 
@@ -245,126 +235,37 @@ def _unseen(config: Config) -> Env | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The settings that every phase shares."""
+def _plain(config: Config) -> Rollout:
+    """Without a hint; code that the policy writes by itself runs."""
+    return tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens)
 
-    config: Config
-    folder: RunFolder
-    progress: bool
-    box: Sandbox | None
 
-    def training(self) -> TrainConfig:
-        """How both stages are trained. Raises ConfigError for numbers that cannot be."""
-        config = self.config
-        return TrainConfig(
-            lr=config.lr,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            schedule="linear",
-            dtype=config.train_dtype,
-            micro_tokens=512,
-            lora={"r": config.lora, "alpha": 2 * config.lora} if config.lora else None,
+def _hinted(config: Config, rounds: int, position: Position | None = None) -> Rollout:
+    """Hint-infer; every round at `end` may sample as much again as the answer before it."""
+    return hint_infer(
+        position=position or config.position,
+        rounds=rounds,
+        max_calls=config.max_calls,
+        max_tokens=config.max_tokens,
+    )
+
+
+async def _measure(
+    phases: Phases, config: Config, phase: str, policy: Policy, test: Env, unseen: Env | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Held-out results by split; one summary for each number of hint rounds."""
+    rounds = config.eval_rounds
+    rollout = _hinted(config, rounds, "end")
+    splits = {"test": (test, config.eval_n)}
+    if unseen is not None:
+        splits["unseen"] = (unseen, config.unseen_n)
+    collected = await _together(
+        *(
+            phases.collect(f"{phase}_{name}", env, rollout, policy, n=n, beside=name != "test")
+            for name, (env, n) in splits.items()
         )
-
-    def plain(self) -> Rollout:
-        """Without a hint; code that the policy writes by itself runs."""
-        return tool_loop(max_calls=self.config.max_calls, max_tokens=self.config.max_tokens)
-
-    def hinted(self, rounds: int, position: Position | None = None) -> Rollout:
-        """Hint-infer; every round at `end` may sample as much again as the answer before it."""
-        return hint_infer(
-            position=position or self.config.position,
-            rounds=rounds,
-            max_calls=self.config.max_calls,
-            max_tokens=self.config.max_tokens,
-        )
-
-    async def collect(
-        self, phase: str, env: Env, rollout: Rollout, policy: Policy, **how: Any
-    ) -> list[Tree]:
-        """Trees of the phase's tasks, stored under its name; greedy unless told otherwise.
-
-        What runs `beside` another phase fills the same batches, and shows no bar of its own.
-        """
-        config = self.config
-        shown = not how.pop("beside", False) and self.progress
-        params = SamplingParams(
-            max_tokens=config.max_tokens,
-            temperature=how.pop("temperature", 0.0),
-            top_p=how.pop("top_p", 1.0),
-        )
-        with self.folder.phase(phase):
-            return await collect(
-                env,
-                rollout,
-                policy,
-                params=params,
-                seed=config.seed,
-                box=self.box,
-                concurrency=config.concurrency,
-                deadline_s=config.deadline_s,
-                out=self.folder.trees(phase),
-                progress=shown,
-                label=phase.replace("_", " "),
-                **how,
-            )
-
-    async def measure(
-        self, phase: str, policy: Policy, test: Env, unseen: Env | None
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Held-out results by split; one summary for each number of hint rounds."""
-        rounds = self.config.eval_rounds
-        rollout = self.hinted(rounds, "end")
-        splits = {"test": (test, self.config.eval_n)}
-        if unseen is not None:
-            splits["unseen"] = (unseen, self.config.unseen_n)
-        collected = await _together(
-            *(
-                self.collect(f"{phase}_{name}", env, rollout, policy, n=n, beside=name != "test")
-                for name, (env, n) in splits.items()
-            )
-        )
-        return {
-            name: [evaluate.summarize(evaluate.of_round(trees, r)) for r in range(rounds + 1)]
-            for name, trees in zip(splits, collected, strict=True)
-        }
-
-    async def fine_tune(
-        self, name: str, policy: Any, rows: Sequence[Sample]
-    ) -> tuple[Any, dict[str, Any]]:
-        """SFT of the policy's model on `rows`; returns the policy that samples from the result."""
-        if not rows:
-            warnings.warn(
-                f"no trajectory is left to train {name} on: the model stays as it is. More "
-                "problems (n=...), a longer max_tokens or other hints may help.",
-                category=AgentRLWarning,
-                stacklevel=2,
-            )
-            return policy, {"samples": 0, "steps": 0}
-        policy.refresh()  # frees its keys and values
-        give_memory_back()
-        with self.folder.phase(f"train_{name}"):
-            result = train(
-                policy.model,
-                rows,
-                "sft",
-                self.training(),
-                out_dir=self.folder.path / "checkpoints" / name,
-                resume=True,
-                progress=self.progress,
-                callbacks=[_stop_if_cancelled],
-            )
-        give_memory_back()
-        if result.model is policy.model:
-            policy.refresh()
-        else:
-            await policy.close()
-            policy = HFPolicy(result.model, policy.tokenizer, name=policy.name)
-        return policy, {
-            "samples": len(rows),
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "loss": round(result.metrics[-1]["loss"], 4),
-        }
+    )
+    return {
+        name: [evaluate.summarize(evaluate.of_round(trees, r)) for r in range(rounds + 1)]
+        for name, trees in zip(splits, collected, strict=True)
+    }
