@@ -34,6 +34,10 @@ _BUILT_IN = {
         "envs.sorting:Sorting",
         "strings of digits to be sorted: a toy for models that go on with their own answers",
     ),
+    "postfix": (
+        "envs.postfix:Postfix",
+        "tiny programs from examples, for tiny models; feedback on wrong ones, repair",
+    ),
 }
 _registered: dict[str, tuple[Factory, str]] = {}
 
