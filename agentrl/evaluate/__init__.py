@@ -1,0 +1,44 @@
+"""Evaluation: accuracy, what changes from turn to turn, votes, intervals and paired tests.
+
+Torch-free. `summarize` says what attempts came to, `turn_metrics` what happened from turn to turn,
+`compare` whether one evaluation is better than another on the same problems.
+"""
+
+from agentrl.evaluate.accuracy import (
+    Graded,
+    Proportion,
+    effective_size,
+    final,
+    of_round,
+    right,
+    summarize,
+    wilson,
+)
+from agentrl.evaluate.answers import Turn, edit_distance, edit_ratio, pass_at_k, turns_of, vote
+from agentrl.evaluate.compare import compare
+from agentrl.evaluate.intervals import Estimate, bootstrap, mcnemar, permutation
+from agentrl.evaluate.turns import turn_metrics, values
+
+__all__ = [
+    "Estimate",
+    "Graded",
+    "Proportion",
+    "Turn",
+    "bootstrap",
+    "compare",
+    "edit_distance",
+    "edit_ratio",
+    "effective_size",
+    "final",
+    "mcnemar",
+    "of_round",
+    "pass_at_k",
+    "permutation",
+    "right",
+    "summarize",
+    "turn_metrics",
+    "turns_of",
+    "values",
+    "vote",
+    "wilson",
+]
