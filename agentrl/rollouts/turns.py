@@ -10,7 +10,7 @@ reads stands in `metrics["turns"]`: for each answer its `answer` (as the environ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentrl.errors import ConfigError
@@ -25,7 +25,9 @@ class Answer:
     """One graded answer. `reward` None is "not scored", which is not 0.
 
     `text` is the whole turn, `answer` what the environment read in it, `node` the turn's last node,
-    `feedback` what the environment has to say about it (`Step.info["feedback"]`).
+    `feedback` what the environment has to say about it (`Step.info["feedback"]`). `mark` is the
+    node that ends with the first `mark` of `Turns.answer`, if the answer has one. An answer that
+    was `given` is not the policy's: it has a grade, but no reward.
     """
 
     text: str
@@ -35,6 +37,8 @@ class Answer:
     node: int
     feedback: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    mark: int | None = None
+    given: bool = False
 
     @property
     def right(self) -> bool:
@@ -89,36 +93,56 @@ class Turns:
         self.prompt = await self._shown.reset()
         self.cursor.begin([*before, *self.prompt])
 
-    async def answer(self) -> Answer:
+    async def answer(self, mark: str = "") -> Answer:
         """Sample one answer and let an episode of the environment grade it.
 
-        Raises SandboxError or EngineError where infrastructure fails.
+        Where the answer first says `mark`, a node ends, at which a reward can stand. Raises
+        SandboxError or EngineError where infrastructure fails.
         """
-        if not self.prompt:
-            raise ConfigError("Turns: call begin() before the first answer()")
-        cursor, (episode, self._shown) = self.cursor, (self._shown, None)
-        if episode is None:
-            episode = await self.open_env()
-            await episode.reset()
+        episode = await self._episode()
+        cursor, marked = self.cursor, None
         turn = BlockTurn(cursor, episode, self.max_calls, self.max_tokens)
-        event = await turn.advance()
+        event = await turn.advance((mark,) if mark else ())
+        if event == "stop":
+            marked = cursor.node
+            event = await turn.advance()
         self.calls += turn.calls
         self.statuses += turn.statuses
         self.hallucinated |= invented_output(cursor)
-        text = answer_text(cursor)
+        made = await self._graded(episode, answer_text(cursor), truncated=event == "limit")
+        self.answers.append(replace(made, mark=marked))
+        return self.answers[-1]
+
+    async def given(self, text: str, **info: Any) -> Answer:
+        """Put `text` where the policy's answer would stand, and grade it: an answer to work on,
+        which is context and never trained on."""
+        episode = await self._episode()
+        self.cursor.insert(text, **info)
+        made = await self._graded(episode, text, truncated=False)
+        self.answers.append(replace(made, given=True))
+        return self.answers[-1]
+
+    async def _episode(self) -> Episode:
+        if not self.prompt:
+            raise ConfigError("Turns: call begin() before the first answer()")
+        episode, self._shown = self._shown, None
+        if episode is None:
+            episode = await self.open_env()
+            await episode.reset()
+        return episode
+
+    async def _graded(self, episode: Episode, text: str, *, truncated: bool) -> Answer:
         step = await episode.step(Message("assistant", text))
         await episode.close()
-        made = Answer(
-            cursor.turn_text(),
+        return Answer(
+            self.cursor.turn_text(),
             str(step.info.get("answer", text)),
             step.reward,
-            event == "limit",
-            cursor.node,
+            truncated,
+            self.cursor.node,
             str(step.info.get("feedback", "")),
             step.info,
         )
-        self.answers.append(made)
-        return made
 
     def ask(self, text: str, **info: Any) -> int:
         """Say `text` to the policy and open its next turn. Returns the node."""
@@ -133,7 +157,11 @@ class Turns:
             self._stop_reason(last),
             reward=last.reward,
             answer=last.answer,
-            rewards=[TurnReward(a.node, a.reward) for a in self.answers if a.reward is not None],
+            rewards=[
+                TurnReward(a.node, a.reward)
+                for a in self.answers
+                if a.reward is not None and not a.given
+            ],
             turns=[a.to_json() for a in self.answers],
             calls=self.calls,
             statuses=list(self.statuses),
