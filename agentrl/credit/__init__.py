@@ -28,7 +28,7 @@ from agentrl.credit.group_relative import group_relative
 from agentrl.credit.kl import kl_rewards
 from agentrl.credit.leave_one_out import leave_one_out
 from agentrl.credit.returns_to_go import discounted, returns_to_go
-from agentrl.credit.score import score_shaping, shaped
+from agentrl.credit.score import corrections, score_shaping, shaped
 from agentrl.credit.separate_sites import separate_sites
 from agentrl.credit.trees import credited, episode_of, turn_numbers
 
@@ -54,6 +54,7 @@ __all__ = [
     "Truncated",
     "anchor_groups",
     "assign",
+    "corrections",
     "credited",
     "discounted",
     "episode_of",

@@ -47,7 +47,8 @@ class Episode:
     not (prompt, tool output, hints). `valid` is False for a failure of ours. `states[k]` is what
     the policy saw before turn k, for schemes that compare equal states. `values[t]` is a value
     head's output before token t was sampled (not read elsewhere; none: all 0), `bootstrap` its
-    output after the last token, for an attempt that did not end by itself.
+    output after the last token, for an attempt that did not end by itself. `masked` are turns that
+    are not trained on (they count in baselines): another policy's, or cut off.
     """
 
     turns: Sequence[int]
@@ -57,6 +58,7 @@ class Episode:
     states: Sequence[Hashable] = ()
     values: Sequence[float] = ()
     bootstrap: float = 0.0
+    masked: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.values and len(self.values) != len(self.turns):
@@ -171,7 +173,7 @@ def assign(
         else:
             made = scheme(usable)
             trained = [
-                (i, a)
+                (i, _unmasked(group[i], a))
                 for i, a in zip(seen, made, strict=True)
                 if not (truncated == "mask" and group[i].truncated)
             ]
@@ -193,6 +195,14 @@ def _unusable(episode: Episode, truncated: Truncated) -> str | None:
     if not episode.sampled:
         return "nothing sampled"
     return "truncated" if truncated == "drop" and episode.truncated else None
+
+
+def _unmasked(episode: Episode, advantages: list[float]) -> list[float]:
+    """The advantages, 0 in turns that are not trained on."""
+    if not episode.masked:
+        return advantages
+    pairs = zip(advantages, episode.turns, strict=True)
+    return [0.0 if turn in episode.masked else a for a, turn in pairs]
 
 
 def _zeroed(episode: Episode) -> Episode:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 from agentrl.credit.base import Advantages, Episode, over_turns
 from agentrl.credit.kl import SOURCE as KL
 from agentrl.credit.returns_to_go import by_turn
+from agentrl.credit.trees import episode_of
+from agentrl.record import Tree
+from agentrl.types import Attempt
 
 
 def shaped(
@@ -47,3 +51,20 @@ def score_shaping(
         rewards.append([r + p for r, p in zip(own, penalties, strict=True)])
     made = by_turn(rewards, "leave_one_out")
     return [over_turns(e, a) for e, a in zip(group, made, strict=True)]
+
+
+def corrections(tree: Tree, attempt: Attempt, *, answers: int = 2) -> Episode:
+    """An attempt of several answers (`agentrl.rollouts.turns`) as SCoRe credits it: a turn each.
+
+    Answers that a limit cut off, and those listed in `metrics["offline"]` (another policy's), are
+    masked. An attempt in which not every one of the `answers` was sampled and scored is not valid:
+    a turn that is missing has no baseline, and would leave its reward to the turn before it.
+    """
+    episode = episode_of(tree, attempt, outcome=False, answers=True)
+    cut = {k for k, turn in enumerate(attempt.metrics["turns"]) if turn["truncated"]}
+    whole = episode.n_turns == len(attempt.rewards) == answers
+    return replace(
+        episode,
+        valid=episode.valid and whole,
+        masked=frozenset(cut.union(attempt.metrics.get("offline", ()))),
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -38,13 +39,15 @@ sampling: biased towards the sampler where it binds)."""
 class Method:
     """A policy gradient: how attempts are credited, the loss by name, where the KL stands.
 
-    `values`: the method trains a value head, and needs no group.
+    `values`: the method trains a value head, and needs no group. `read` makes the episode of an
+    attempt: what a turn is, where its rewards stand, what is not trained on.
     """
 
     scheme: credit.Scheme
     loss: str
     kl_in: Literal["loss", "reward"]
     values: bool = False
+    read: Callable[[Tree, Attempt], credit.Episode] = credit.episode_of
 
 
 METHODS: dict[str, Method] = {
@@ -89,13 +92,16 @@ def value_head(model: nn.Module) -> nn.Linear:
 @dataclass(slots=True)
 class Rows:
     """The training rows of a step. `dropped` counts attempts by reason, `refill` are the groups
-    without a signal; `values` and `returns` have one list a row, for a value head."""
+    without a signal; `values` and `returns` have one list a row, for a value head. `kl_turns` is
+    the divergence from the reference by turn (nats, means over attempts of sums over tokens), where
+    the KL is a reward."""
 
     samples: list[Sample]
     dropped: dict[str, int]
     refill: list[int]
     values: list[list[float]]
     returns: list[list[float]]
+    kl_turns: list[float] = field(default_factory=list)
 
 
 def credited_rows(
@@ -104,19 +110,21 @@ def credited_rows(
     trainer: Trainer,
     reference: Reference | None = None,
     *,
-    kl: float = 0.0,
+    kl: float | Sequence[float] = 0.0,
     truncated: credit.Truncated = "keep",
 ) -> Rows:
     """Rewards to advantages to training rows.
 
     Attempts that failed in our hands are in no baseline and no row. `reference` gives what `kl`
-    holds the policy to: as a reward (k1), or as `ref_logprobs` for the loss. PPO's advantages are
-    whitened over the step; the value head's targets are the advantages before that plus the values.
-    An answer that a limit cut off is over, as scored: nothing is bootstrapped from its end.
+    holds the policy to: as a reward (k1; there `kl` may be a coefficient for each turn), or as
+    `ref_logprobs` for the loss. PPO's advantages are whitened over the step; the value head's
+    targets are the advantages before that plus the values. An answer that a limit cut off is over,
+    as scored: nothing is bootstrapped from its end.
     """
-    episodes = [[credit.episode_of(tree, a) for tree, a in group] for group in groups]
+    episodes = [[method.read(tree, a) for tree, a in group] for group in groups]
+    gaps: list[list[float]] = []
     if method.values or (reference is not None and kl and method.kl_in == "reward"):
-        episodes = _scored(groups, episodes, method, trainer, reference, kl)
+        episodes, gaps = _scored(groups, episodes, method, trainer, reference, kl)
     found = credit.assign(
         episodes, method.scheme, truncated=truncated, smallest=1 if method.values else 2
     )
@@ -129,16 +137,16 @@ def credited_rows(
     advantages = [row for _, _, row in kept]
     if method.values and len(kept) > 1:
         advantages = credit.whitened(advantages, [episodes[g][i] for g, i, _ in kept])
-    made = Rows([], dict(found.dropped), found.refill, [], [])
+    made = Rows([], dict(found.dropped), found.refill, [], [], _means(gaps))
     for (g, i, raw), own in zip(kept, advantages, strict=True):
-        tree, attempt = groups[g][i]
-        rows = _corrected(credit.credited(tree, attempt, own), tree, attempt, own)
-        made.samples += rows
+        (tree, attempt), episode = groups[g][i], episodes[g][i]
+        masked = [turn in episode.masked for turn in episode.turns] if episode.masked else []
+        made.samples += _corrected(tree, attempt, own, masked)
         if method.values:
-            values = episodes[g][i].values
+            values = episode.values
             returns = [a + v for a, v in zip(raw, values, strict=True)]
             for lists, whole in ((made.values, list(values)), (made.returns, returns)):
-                as_rows = credit.credited(tree, attempt, whole)
+                as_rows = credit.credited(tree, attempt, whole, masked=masked)
                 lists += [list(r.advantages or ()) for r in as_rows]
     if made.samples and reference is not None and kl and method.kl_in == "loss":
         made.samples = _referenced(made.samples, trainer, reference)
@@ -151,9 +159,10 @@ def _scored(
     method: Method,
     trainer: Trainer,
     reference: Reference | None,
-    kl: float,
-) -> list[list[credit.Episode]]:
-    """The episodes with values and KL rewards, where the method has these."""
+    kl: float | Sequence[float],
+) -> tuple[list[list[credit.Episode]], list[list[float]]]:
+    """The episodes with values and KL rewards, where the method has these; and for every attempt
+    the nats between it and the reference by turn."""
     rows: list[Sample] = []
     counts: list[list[int]] = []
     for group, own in zip(groups, episodes, strict=True):
@@ -164,8 +173,9 @@ def _scored(
             made = credit.credited(tree, attempt, zeros) if usable else []
             counts[-1].append(len(made))
             rows += made
+    gaps: list[list[float]] = []
     if not rows:
-        return [list(own) for own in episodes]
+        return [list(own) for own in episodes], gaps
     values = trainer.table(rows, _values) if method.values else None
     if reference is not None and kl:
         rows = _referenced(rows, trainer, reference)
@@ -182,9 +192,18 @@ def _scored(
                     for name in ("logprobs", "ref_logprobs")
                 )
                 episode = credit.kl_rewards(episode, new, old, kl)
+                gaps.append([0.0] * episode.n_turns)
+                for t in episode.sampled:
+                    gaps[-1][episode.turns[t]] += new[t] - old[t]
             scored[-1][i] = episode
             at += size
-    return scored
+    return scored, gaps
+
+
+def _means(lists: Sequence[Sequence[float]]) -> list[float]:
+    """The means of the first entries, of the second ones, and so on, of those that have them."""
+    columns = [[x for x in column if x is not None] for column in zip_longest(*lists)]
+    return [math.fsum(column) / len(column) for column in columns]
 
 
 def _referenced(rows: Sequence[Sample], trainer: Trainer, reference: Reference) -> list[Sample]:
@@ -214,11 +233,13 @@ def _spread(
 
 
 def _corrected(
-    rows: Sequence[Sample], tree: Tree, attempt: Attempt, advantages: Sequence[float]
+    tree: Tree, attempt: Attempt, advantages: Sequence[float], masked: Sequence[bool]
 ) -> list[Sample]:
-    """Advantages times the importance weight of each token, where it was sampled at another
-    temperature than 1: the policy's probability over that of the distribution drawn from."""
-    drawn = credit.credited(tree, attempt, advantages, logprobs="sampled")
+    """An attempt's rows, advantages times the importance weight of each token where it was sampled
+    at another temperature than 1: the policy's probability over that of the distribution drawn
+    from."""
+    rows = credit.credited(tree, attempt, advantages, masked=masked)
+    drawn = credit.credited(tree, attempt, advantages, logprobs="sampled", masked=masked)
     made = []
     for row, other in zip(rows, drawn, strict=True):
         if row.logprobs != other.logprobs:

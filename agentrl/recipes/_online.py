@@ -1,0 +1,184 @@
+"""What the recipes of online RL share: a step's tasks, its update, what is logged, how it goes on.
+
+Each recipe keeps its own loop; nothing here decides how attempts are made or credited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+
+from agentrl import evaluate
+from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
+from agentrl.config import FREE, settings
+from agentrl.engines.hf import HFPolicy
+from agentrl.train import Row, Trainer
+from agentrl.train.online import Group, Method, Rows, policy_part
+from agentrl.train.schedule import due
+from agentrl.tree import Tree
+from agentrl.types import Attempt, Task
+
+
+def tasks_of(step: int, tasks: Sequence[Task], prompts: int, seed: int) -> list[Task]:
+    """The tasks of a step, a function of the step and the seed; each epoch is a new permutation
+    of all, and leaves the few over that make no whole step."""
+    epoch, slot = divmod(step, len(tasks) // prompts)
+    order = np.random.default_rng([seed, epoch]).permutation(len(tasks)).tolist()
+    return [tasks[i] for i in order[slot * prompts :][:prompts]]
+
+
+def in_groups(trees: Iterable[Tree]) -> list[Group]:
+    """The last attempt of each tree, those at one task together."""
+    groups: dict[str, list[tuple[Tree, Attempt]]] = defaultdict(list)
+    for tree, attempt in evaluate.final(trees):
+        groups[tree.task.id].append((tree, attempt))
+    return list(groups.values())
+
+
+def update(
+    trainer: Trainer,
+    method: Method,
+    made: Rows,
+    *,
+    lr: float,
+    number: int,
+    epochs: int = 1,
+    **options: Any,
+) -> Row:
+    """`epochs` optimizer steps on the same rows; the metrics are their means, or the largest.
+
+    The difference of trainer and sampler is that of the first, before anything has moved.
+    `options` are those of `policy_part`.
+    """
+    if not trainer.settled:  # one layout for the whole run
+        trainer.settle(made.samples, [range(len(made.samples))])
+    part, denominator = policy_part(method, made, **options)
+    with trainer.training():
+        rows = [
+            trainer.step(made.samples, part, denominator, lr=lr, number=number)
+            for _ in range(epochs)
+        ]
+    row: Row = {}
+    for name in rows[0]:
+        values = [r[name] for r in rows]
+        row[name] = max(values) if name.endswith("_max") else mean(values)
+    row |= {name: x for name, x in rows[0].items() if name.startswith("logprob_diff")}
+    if "clip_high" in row:
+        row["clip_fraction"] = row["clip_high"] + row.get("clip_low", 0.0)
+    return row | {"updates": len(rows)}
+
+
+def measured(groups: Sequence[Group], made: Rows) -> Row:
+    """What the attempts say. Those that failed in our hands count in `failure_rate` alone."""
+    everyone = [attempt for group in groups for _, attempt in group]
+    valid = [a for a in everyone if a.error is None and a.reward is not None]
+    rewards = [float(a.reward or 0.0) for a in valid]
+    lengths = [float(a.metrics.get("sampled_tokens", 0)) for a in valid]
+    scored = [[a.reward for _, a in group if a.error is None] for group in groups]
+    flat = sum(len(set(rewards)) <= 1 for rewards in scored)
+    return {
+        "reward": mean(rewards),
+        "reward_max": max(rewards, default=0.0),
+        "attempts": len(everyone),
+        "groups": len(groups),
+        "groups_dropped": len(made.refill),
+        "zero_variance_rate": flat / max(len(groups), 1),
+        "failure_rate": (len(everyone) - len(valid)) / max(len(everyone), 1),
+        "truncation_rate": mean([float(a.truncated) for a in valid]),
+        "tool_call_rate": mean([float(a.metrics.get("calls", 0) > 0) for a in valid]),
+        "length": mean(lengths),
+        "length_max": max(lengths, default=0.0),
+    }
+
+
+def seconds(clocks: Sequence[float]) -> Row:
+    """Seconds of each part of a step, from the times at which they began and ended."""
+    parts = ("collect", "credit", "train")
+    took = {f"seconds_{p}": b - a for p, a, b in zip(parts, clocks, clocks[1:], strict=False)}
+    return took | {"seconds": clocks[-1] - clocks[0]}
+
+
+def timings(rows: Sequence[Row]) -> dict[str, float]:
+    """The seconds of all steps by part, for a summary."""
+    parts = ("collect", "credit", "train")
+    return {part: round(math.fsum(r[f"seconds_{part}"] for r in rows), 1) for part in parts}
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def say(text: str, progress: bool) -> None:
+    """A line about a step on the standard error stream."""
+    if progress:
+        Console(stderr=True).print(text, highlight=False)
+
+
+class Journal:
+    """The steps of a run as they are done: a row of metrics each, and a checkpoint every few.
+
+        with Journal(config, folder.path, policy, trainer, steps=config.steps) as journal:
+            for step in journal.left():
+                ...
+                journal.done(step, row)
+
+    Opened in the folder of a run that was interrupted, it puts policy, trainer and random number
+    generators into the state of the newest checkpoint, forgets the metrics after it, and goes on
+    there. Raises ConfigError if that was made with other settings or weights.
+    """
+
+    def __init__(
+        self, config: Any, path: Path, policy: HFPolicy, trainer: Trainer, *, steps: int
+    ) -> None:
+        self.policy, self.trainer, self.steps, self.every = policy, trainer, steps, config.save_every
+        self.log = MetricsLog(path / "metrics.jsonl")
+        self.store = Checkpoints(path / "checkpoints/policy/checkpoints", keep=2)
+        self.fingerprint = {k: v for k, v in settings(config).items() if k not in FREE}
+        self.fingerprint["frozen"] = frozen_digest(policy.model)
+        self.start, self.rows = 0, list[Row]()
+
+    def __enter__(self) -> Self:
+        self.store.__enter__()
+        self.start = max(self.store.steps(), default=0)
+        self.rows = self.log.truncate(self.start)
+        if self.start:
+            self._load(self.start)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self.store.__exit__(kind, *rest)
+
+    def left(self) -> range:
+        """The steps that are still to be done, counted from 0."""
+        return range(self.start, self.steps)
+
+    def done(self, step: int, row: Mapping[str, float]) -> None:
+        """Log a step, and write a checkpoint where one is due."""
+        self.rows.append(dict(row))
+        self.log.append(row)
+        if due(step + 1, self.steps, self.every):
+            self.log.flush()
+            self._save(self.store, step + 1)
+
+    def _save(self, store: Checkpoints, step: int) -> None:
+        trainer = self.trainer
+        position = {
+            "layout": trainer.layout,
+            "settled": trainer.settled,
+            "version": self.policy.version,
+        }
+        store.save(step, trainer.scorer, trainer.optimizer, self.fingerprint, position)
+
+    def _load(self, step: int) -> None:
+        trainer = self.trainer
+        position = self.store.load(step, trainer.scorer, trainer.optimizer, self.fingerprint)
+        trainer.layout, trainer.settled = position["layout"], position["settled"]
+        self.policy.refresh(version=position["version"])
