@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -128,45 +127,80 @@ class Journal:
         with Journal(config, folder.path, policy, trainer, steps=config.steps) as journal:
             for step in journal.left():
                 ...
-                journal.done(step, row)
+                journal.done(row)
 
     Opened in the folder of a run that was interrupted, it puts policy, trainer and random number
     generators into the state of the newest checkpoint, forgets the metrics after it, and goes on
     there. Raises ConfigError if that was made with other settings or weights.
+
+    A run in several parts, each with a trainer of its own, has a journal a part: `name` is the
+    part's, `first` the number of steps before it. With `best`, the name of a metric, `settle` goes
+    back to the checkpoint with the highest mean of it over the steps since the one before.
     """
 
     def __init__(
-        self, config: Any, path: Path, policy: HFPolicy, trainer: Trainer, *, steps: int
+        self,
+        config: Any,
+        path: Path,
+        policy: HFPolicy,
+        trainer: Trainer,
+        *,
+        steps: int,
+        first: int = 0,
+        name: str = "policy",
+        best: str = "",
     ) -> None:
-        self.policy, self.trainer, self.steps, self.every = policy, trainer, steps, config.save_every
+        self.policy, self.trainer, self.every = policy, trainer, config.save_every
+        self.first, self.end, self.best = first, first + steps, best
         self.log = MetricsLog(path / "metrics.jsonl")
-        self.store = Checkpoints(path / "checkpoints/policy/checkpoints", keep=2)
+        folder = path / "checkpoints"
+        self.store = Checkpoints(folder / name / "checkpoints", keep=2)
+        # a step that is done again after a crash must find the best one before it: so two stay
+        self.bests = Checkpoints(folder / f"{name}-best" / "checkpoints", keep=2)
         self.fingerprint = {k: v for k, v in settings(config).items() if k not in FREE}
         self.fingerprint["frozen"] = frozen_digest(policy.model)
-        self.start, self.rows = 0, list[Row]()
+        self.chosen: list[float] = []
+        """The step of the best checkpoint and its value, once there is one."""
 
     def __enter__(self) -> Self:
         self.store.__enter__()
-        self.start = max(self.store.steps(), default=0)
-        self.rows = self.log.truncate(self.start)
-        if self.start:
-            self._load(self.start)
+        self.start = max(self.store.steps(), default=self.first)
+        self.rows = self.log.truncate(self.start) if self.start < self.end else self.log.read()
+        if self.start > self.first:
+            self.chosen = self._load(self.store, self.start)["chosen"]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        self.store.__exit__(kind, *rest)
+    def __exit__(self, *exc: object) -> None:
+        self.store.__exit__(*exc)
 
     def left(self) -> range:
         """The steps that are still to be done, counted from 0."""
-        return range(self.start, self.steps)
+        return range(self.start, self.end)
 
-    def done(self, step: int, row: Mapping[str, float]) -> None:
-        """Log a step, and write a checkpoint where one is due."""
-        self.rows.append(dict(row))
+    def done(self, row: Row) -> None:
+        """Log a step (`row["step"]` counts from 1), and write a checkpoint where one is due."""
+        self.rows.append(row)
         self.log.append(row)
-        if due(step + 1, self.steps, self.every):
+        step = int(row["step"])
+        if due(step - self.first, self.end - self.first, self.every):
             self.log.flush()
-            self._save(self.store, step + 1)
+            self._keep_if_best(step)
+            self._save(self.store, step)
+
+    def settle(self) -> None:
+        """Put policy and trainer into the state of the best checkpoint (of the last step where
+        there are none)."""
+        if self.chosen and self.chosen[0] < self.end:
+            self._load(self.bests, int(self.chosen[0]))
+
+    def _keep_if_best(self, step: int) -> None:
+        if not self.best:
+            return
+        since = max(self.first, step - self.every)
+        value = mean([row[self.best] for row in self.rows if since < row["step"] <= step])
+        if not self.chosen or value > self.chosen[1]:
+            self.chosen = [step, value]
+            self._save(self.bests, step)
 
     def _save(self, store: Checkpoints, step: int) -> None:
         trainer = self.trainer
@@ -174,11 +208,13 @@ class Journal:
             "layout": trainer.layout,
             "settled": trainer.settled,
             "version": self.policy.version,
+            "chosen": self.chosen,
         }
         store.save(step, trainer.scorer, trainer.optimizer, self.fingerprint, position)
 
-    def _load(self, step: int) -> None:
+    def _load(self, store: Checkpoints, step: int) -> dict[str, Any]:
         trainer = self.trainer
-        position = self.store.load(step, trainer.scorer, trainer.optimizer, self.fingerprint)
+        position = store.load(step, trainer.scorer, trainer.optimizer, self.fingerprint)
         trainer.layout, trainer.settled = position["layout"], position["settled"]
         self.policy.refresh(version=position["version"])
+        return position

@@ -11,41 +11,39 @@ from top to bottom; each step is
 
 from __future__ import annotations
 
+import functools
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import numpy as np
-from rich.console import Console
 
 import envs
 import sandboxes
 from agentrl import evaluate
-from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.collect import collect
-from agentrl.config import FREE, RunFolder, settings
+from agentrl.config import RunFolder
 from agentrl.credit import Truncated
 from agentrl.engines import load_policy
 from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
 from agentrl.interfaces import Env, Sandbox
+from agentrl.recipes._online import (
+    Journal,
+    in_groups,
+    mean,
+    measured,
+    say,
+    seconds,
+    tasks_of,
+    timings,
+    update,
+)
 from agentrl.rollouts import tool_loop
 from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export
-from agentrl.train.online import (
-    METHODS,
-    Group,
-    Rows,
-    check_sampling,
-    credited_rows,
-    policy_part,
-    value_head,
-)
-from agentrl.train.schedule import due
+from agentrl.train.online import METHODS, Rows, check_sampling, credited_rows, value_head
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
-from agentrl.types import Attempt, SamplingParams, Task
+from agentrl.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -150,46 +148,39 @@ async def learn(
         policy = HFPolicy(adapt(policy.model, setup.lora), policy.tokenizer, name=policy.name)
     reference = Reference(policy.model) if config.kl else None
     trainer = Trainer(policy.model, setup, value_head(policy.model) if method.values else None)
-    metrics, show = MetricsLog(folder.path / "metrics.jsonl"), _shown(config, progress)
-    fingerprint = {k: v for k, v in settings(config).items() if k not in FREE}
-    fingerprint["frozen"] = frozen_digest(policy.model)
-    before = await _measure(config, folder, "before", policy, test_env, box)
-    with Checkpoints(folder.path / "checkpoints/policy/checkpoints", keep=2) as store:
-        start = max(store.steps(), default=0)
-        rows = metrics.truncate(start)
-        if start:
-            position = store.load(start, trainer.scorer, trainer.optimizer, fingerprint)
-            trainer.layout, trainer.settled = position["layout"], position["settled"]
-            policy.refresh(version=position["version"])
-        for step in range(start, config.steps):
+    attempt = _attempting(config, box)
+    before = await _measure(config, folder, "before", policy, test_env, attempt)
+    with Journal(config, folder.path, policy, trainer, steps=config.steps) as journal:
+        for step in journal.left():
             clocks = [time.perf_counter()]
-            groups = await _attempts(config, folder, policy, train_env, tasks, step, box)
+            trees = await attempt(
+                train_env,
+                policy=policy,
+                tasks=tasks_of(step, tasks, config.prompts, config.seed),
+                samples=config.group,
+                params=_params(config),
+                seed=derive_seed(config.seed, step),
+                out=folder.trees(f"step_{step + 1:05d}"),
+                label=f"step {step + 1}",
+            )
+            groups = in_groups(trees)
             clocks.append(time.perf_counter())
             made = credited_rows(
                 groups, method, trainer, reference, kl=config.kl, truncated=config.truncated
             )
             clocks.append(time.perf_counter())
-            row: Row = {"step": step + 1, **_measured(groups, made), "lr": config.lr}
+            row: Row = {"step": step + 1, **measured(groups, made), "lr": config.lr}
             if made.samples:
                 row |= _train(trainer, made, config, step + 1)
                 policy.refresh()
             clocks.append(time.perf_counter())
-            row |= _seconds(clocks)
-            rows.append(row)
-            metrics.append(row)
-            show(row)
-            if due(step + 1, config.steps, config.save_every):
-                metrics.flush()
-                position = {
-                    "layout": trainer.layout,
-                    "settled": trainer.settled,
-                    "version": policy.version,
-                }
-                store.save(step + 1, trainer.scorer, trainer.optimizer, fingerprint, position)
-    after = await _measure(config, folder, "after", policy, test_env, box)
+            row |= seconds(clocks)
+            _show(row, config, progress)
+            journal.done(row)
+    after = await _measure(config, folder, "after", policy, test_env, attempt)
     await policy.close()
     export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = _summary(config, rows, before, after) | {
+    summary = _summary(config, journal.rows, before, after) | {
         "resumed": folder.resumed,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -199,108 +190,51 @@ async def learn(
     return summary
 
 
-async def _attempts(
-    config: Config,
-    folder: RunFolder,
-    policy: Any,
-    env: Env,
-    tasks: Sequence[Task],
-    step: int,
-    box: Sandbox | None,
-) -> list[Group]:
-    """The groups of a step, by the policy as it is; those on disk already are taken from there."""
-    trees = await collect(
-        env,
-        tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens),
-        policy,
-        tasks=_tasks_of(step, tasks, config),
-        samples=config.group,
-        params=_params(config),
-        seed=derive_seed(config.seed, step),
+def _attempting(config: Config, box: Sandbox | None) -> Callable[..., Awaitable[list[Tree]]]:
+    """`collect` with what is the same for all attempts of a run."""
+    return functools.partial(
+        collect,
+        rollout=tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens),
         box=box,
         concurrency=config.concurrency,
         deadline_s=config.deadline_s,
-        out=folder.trees(f"step_{step + 1:05d}"),
         progress=False,
-        label=f"step {step + 1}",
     )
-    groups: dict[str, list[tuple[Tree, Attempt]]] = defaultdict(list)
-    for tree, attempt in evaluate.final(trees):
-        groups[tree.task.id].append((tree, attempt))
-    return list(groups.values())
 
 
 def _train(trainer: Trainer, made: Rows, config: Config, number: int) -> Row:
-    """`epochs` optimizer steps on the same rows; the metrics are their means, or the largest.
-
-    The difference of trainer and sampler is that of the first, before anything has moved.
-    """
-    if not trainer.settled:  # one layout for the whole run
-        trainer.settle(made.samples, [range(len(made.samples))])
-    part, denominator = policy_part(
+    return update(
+        trainer,
         METHODS[config.method],
         made,
+        lr=config.lr,
+        number=number,
+        epochs=config.epochs,
         kl=config.kl,
         entropy=config.entropy,
         value_coef=config.value_coef,
         max_tokens=config.max_tokens,
     )
-    with trainer.training():
-        rows = [
-            trainer.step(made.samples, part, denominator, lr=config.lr, number=number)
-            for _ in range(config.epochs)
-        ]
-    row: Row = {}
-    for name in rows[0]:
-        values = [r[name] for r in rows]
-        row[name] = max(values) if name.endswith("_max") else _mean(values)
-    row |= {name: x for name, x in rows[0].items() if name.startswith("logprob_diff")}
-    if "clip_high" in row:
-        row["clip_fraction"] = row["clip_high"] + row.get("clip_low", 0.0)
-    return row | {"updates": len(rows)}
-
-
-def _measured(groups: Sequence[Group], made: Rows) -> Row:
-    """What the attempts say. Those that failed in our hands count in `failure_rate` alone."""
-    everyone = [attempt for group in groups for _, attempt in group]
-    valid = [a for a in everyone if a.error is None and a.reward is not None]
-    rewards = [float(a.reward or 0.0) for a in valid]
-    lengths = [float(a.metrics.get("sampled_tokens", 0)) for a in valid]
-    scored = [[a.reward for _, a in group if a.error is None] for group in groups]
-    flat = sum(len(set(rewards)) <= 1 for rewards in scored)
-    return {
-        "reward": _mean(rewards),
-        "reward_max": max(rewards, default=0.0),
-        "attempts": len(everyone),
-        "groups": len(groups),
-        "groups_dropped": len(made.refill),
-        "zero_variance_rate": flat / max(len(groups), 1),
-        "failure_rate": (len(everyone) - len(valid)) / max(len(everyone), 1),
-        "truncation_rate": _mean([float(a.truncated) for a in valid]),
-        "tool_call_rate": _mean([float(a.metrics.get("calls", 0) > 0) for a in valid]),
-        "length": _mean(lengths),
-        "length_max": max(lengths, default=0.0),
-    }
 
 
 async def _measure(
-    config: Config, folder: RunFolder, phase: str, policy: Any, env: Env, box: Sandbox | None
+    config: Config,
+    folder: RunFolder,
+    phase: str,
+    policy: HFPolicy,
+    env: Env,
+    attempt: Callable[..., Awaitable[list[Tree]]],
 ) -> dict[str, Any]:
     """Greedy results on held-out tasks."""
     if not config.eval_n:
         return {}
-    trees = await collect(
+    trees = await attempt(
         env,
-        tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens),
-        policy,
+        policy=policy,
         n=config.eval_n,
         params=SamplingParams(max_tokens=config.max_tokens, temperature=0.0),
         seed=config.seed,
-        box=box,
-        concurrency=config.concurrency,
-        deadline_s=config.deadline_s,
         out=folder.trees(phase),
-        progress=False,
         label=phase,
     )
     return evaluate.summarize(evaluate.final(trees))
@@ -325,21 +259,6 @@ def _params(config: Config) -> SamplingParams:
     )
 
 
-def _tasks_of(step: int, tasks: Sequence[Task], config: Config) -> list[Task]:
-    """The tasks of a step, a function of the step and the seed; each epoch is a new permutation
-    of all, and leaves the few over that make no whole step."""
-    epoch, slot = divmod(step, len(tasks) // config.prompts)
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(tasks)).tolist()
-    return [tasks[i] for i in order[slot * config.prompts :][: config.prompts]]
-
-
-def _seconds(clocks: Sequence[float]) -> Row:
-    """Seconds of each part of a step, from the times at which they began and ended."""
-    parts = ("collect", "credit", "train")
-    took = {f"seconds_{p}": b - a for p, a, b in zip(parts, clocks, clocks[1:], strict=False)}
-    return took | {"seconds": clocks[-1] - clocks[0]}
-
-
 def _summary(
     config: Config, rows: Sequence[Row], before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
@@ -352,31 +271,18 @@ def _summary(
         "training": {
             "samples": int(sum(r.get("samples", 0) for r in rows)),
             "steps": len(rows),
-            "reward_first": round(_mean([r["reward"] for r in rows[:5]]), 4),
-            "reward_last": round(_mean([r["reward"] for r in rows[-5:]]), 4),
+            "reward_first": round(mean([r["reward"] for r in rows[:5]]), 4),
+            "reward_last": round(mean([r["reward"] for r in rows[-5:]]), 4),
         },
-        "timings": {
-            part: round(sum(r[f"seconds_{part}"] for r in rows), 1)
-            for part in ("collect", "credit", "train")
-        },
+        "timings": timings(rows),
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _shown(config: Config, progress: bool) -> Any:
-    console = Console(stderr=True)
-
-    def show(row: Row) -> None:
-        if progress:
-            console.print(
-                f"step {int(row['step'])}/{config.steps}  reward {row['reward']:.3f}  "
-                f"dropped {int(row['groups_dropped'])}/{int(row['groups'])}  "
-                f"tools {row['tool_call_rate']:.0%}  cut {row['truncation_rate']:.0%}  "
-                f"{row['seconds']:.1f} s",
-                highlight=False,
-            )
-
-    return show
+def _show(row: Row, config: Config, progress: bool) -> None:
+    say(
+        f"step {int(row['step'])}/{config.steps}  reward {row['reward']:.3f}  "
+        f"dropped {int(row['groups_dropped'])}/{int(row['groups'])}  "
+        f"tools {row['tool_call_rate']:.0%}  cut {row['truncation_rate']:.0%}  "
+        f"{row['seconds']:.1f} s",
+        progress,
+    )
