@@ -3,8 +3,9 @@
 Each `add_NAME(commands)` adds a parser whose `run` default is the function that does the work.
 """
 
-from agentrl.commands.collecting import add_eval, add_rollout, add_run
+from agentrl.commands.collecting import add_rollout, add_run
 from agentrl.commands.data import add_report, add_select, add_train
+from agentrl.commands.evaluating import add_eval
 from agentrl.commands.exchanging import add_export, add_import
 from agentrl.commands.machine import add_doctor, add_list, add_sandbox
 from agentrl.commands.reproducing import add_reproduce

@@ -1,4 +1,4 @@
-"""`agentrl run`, `rollout` and `eval`: what samples from a policy."""
+"""`agentrl run` and `rollout`: what samples from a policy."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ async def _box(options: argparse.Namespace) -> AsyncIterator[Sandbox | None]:
         yield box
 
 
-def _sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--env", required=True, help="environment, such as arithmetic")
+def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = True) -> None:
+    """What to attempt, by which policy and how often."""
+    command.add_argument("--env", required=env_required, help="environment, such as arithmetic")
     command.add_argument(
-        "--policy", default="smollm2", help="smollm2, a hub id, a path, scripted:M:F"
+        "--policy", default="smollm2", help="smollm2, a hub id, a path, scripted:M:F, openai:M@URL"
     )
     command.add_argument("--rollout", default="tool_loop", help="see: agentrl list rollouts")
     command.add_argument("--split", default="test")
@@ -123,7 +124,8 @@ def _split_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     return groups
 
 
-async def _collect(options: argparse.Namespace) -> list[Any]:
+async def collected(options: argparse.Namespace) -> list[Any]:
+    """The trees that the options ask for. Raises InfraError if every rollout failed."""
     import envs
     from agentrl import rollouts
     from agentrl.collect import collect
@@ -167,7 +169,7 @@ def add_rollout(commands: Any) -> None:
         "agentrl rollout --env arithmetic --rollout hint_infer rollout.position=start -n 8 "
         "--out runs/trees",
     )
-    _sampling(c)
+    sampling_options(c)
     c.set_defaults(run=run_rollout)
 
 
@@ -175,41 +177,19 @@ def run_rollout(options: argparse.Namespace) -> int:
     """`agentrl rollout`."""
     from agentrl import evaluate
 
-    trees = asyncio.run(_collect(options))
+    trees = asyncio.run(collected(options))
     if options.json:
         for tree in trees:
             print(json.dumps(tree.to_json()))
         return 0
-    _print_result(evaluate.summarize(evaluate.final(trees)))
+    print_result(evaluate.summarize(evaluate.final(trees)))
     if options.out:
         print(f"{len(trees)} trees in {options.out}")
     return 0
 
 
-def add_eval(commands: Any) -> None:
-    c = command_of(
-        commands,
-        "eval",
-        "accuracy with confidence intervals",
-        "agentrl eval --env arithmetic --policy runs/demo/model -n 64 --json",
-    )
-    _sampling(c)
-    c.set_defaults(run=run_eval)
-
-
-def run_eval(options: argparse.Namespace) -> int:
-    """`agentrl eval`."""
-    from agentrl import evaluate
-
-    result = evaluate.summarize(evaluate.final(asyncio.run(_collect(options))))
-    if options.json:
-        print(json.dumps(result))
-    else:
-        _print_result(result)
-    return 0
-
-
-def _print_result(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
+    """Accuracy by kind, tool calls, truncations and failures."""
     table = Table("", "accuracy", "95 % interval", "n")
     for name, row in {"all": result, **result["by_kind"]}.items():
         low, high = row["ci95"]

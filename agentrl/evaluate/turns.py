@@ -61,6 +61,7 @@ def read(trees: Iterable[Tree]) -> Answers:
     counted. Raises DataError for attempts whose list of answers cannot be read.
     """
     problems: dict[str, list[list[Turn]]] = {}
+    runs: list[tuple[list[Turn], bool]] = []  # and whether it may have stopped at a right answer
     failed = unscored = 0
     for tree, attempt in final(trees):
         if attempt.error is not None:
@@ -69,15 +70,15 @@ def read(trees: Iterable[Tree]) -> Answers:
             unscored += 1
         else:
             problems.setdefault(tree.task.id, []).append(turns)
-    runs = [run for samples in problems.values() for run in samples]
-    longest = max(map(len, runs), default=1)
-    short = [run for run in runs if len(run) < longest]
+            runs.append((turns, bool(attempt.metrics.get("oracle", True))))
+    longest = max((len(run) for run, _ in runs), default=1)
+    short = [(run, oracle) for run, oracle in runs if len(run) < longest]
     return Answers(
         problems,
         failed,
         unscored,
         len(short),
-        oracle=any(run[-1].right for run in short),
+        oracle=any(oracle and run[-1].right for run, oracle in short),
         turns=longest,
         samples=max(map(len, problems.values()), default=1),
     )

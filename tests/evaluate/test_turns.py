@@ -94,6 +94,9 @@ def test_an_oracle_that_stops_attempts_says_nothing_of_the_model_alone():
     assert result["shorter"] == 1
     assert found["p1@t5"] == 0.5
     assert not [n for n in found if n.startswith(("m1@", "acc@", "delta", "gain"))]
+    for made in stopped:  # the context was full, say
+        made.attempts[0].metrics["oracle"] = False
+    assert measured(stopped)["acc@t5"] == 0.5
 
 
 def test_an_attempt_that_was_cut_short_keeps_its_last_answer():

@@ -1,0 +1,172 @@
+"""`agentrl eval`: how well a policy answers, turn by turn; and is it better than another?"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.commands.collecting import collected, print_result, sampling_options
+from agentrl.commands.common import command_of
+from agentrl.errors import AgentRLWarning, ConfigError
+from agentrl.record import Tree
+
+IN_TURNS = "rise"
+"""The rollout of `--turns` where none is named: it asks anew whatever the answer was."""
+
+
+def add_eval(commands: Any) -> None:
+    c = command_of(
+        commands,
+        "eval",
+        "accuracy with confidence intervals, turn by turn; or two evaluations compared",
+        "agentrl eval --env arithmetic --policy runs/demo/model -n 64 --turns 5 --temperature 1 "
+        "--json",
+    )
+    sampling_options(c, env_required=False)
+    c.add_argument(
+        "--turns",
+        type=int,
+        metavar="T",
+        help=f"answers an attempt, asked for without saying which is right (rollout {IN_TURNS})",
+    )
+    c.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="two folders of --out: by how much B is better on the same problems",
+    )
+    c.set_defaults(run=run_eval, rollout=None)
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """`agentrl eval`."""
+    from agentrl import evaluate
+
+    if options.compare:
+        found = evaluate.compare(*(_trees(folder) for folder in options.compare))
+        print(json.dumps(found)) if options.json else _print_comparison(found)
+        return 0
+    _check(options)
+    run = argparse.Namespace(**vars(options))
+    run.out = options.out and options.out / "trees"
+    if options.turns is not None:
+        run.settings = [*options.settings, f"rollout.turns={options.turns}"]
+    run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
+    trees = asyncio.run(collected(run))
+    summary = evaluate.summarize(evaluate.final(trees))
+    result = {**summary, **evaluate.turn_metrics(trees)}
+    if options.out:
+        _write(options.out, run, summary, result)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print_result(result)
+        print_turns(result)
+        if options.out:
+            print(f"Report: {options.out / 'report.html'}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.env is None:
+        raise ConfigError(
+            "eval: give --env NAME (agentrl list envs), or --compare with two folders"
+        )
+    if options.turns is not None and options.turns < 1:
+        raise ConfigError(f"eval: --turns is 1 or more, not {options.turns}")
+    if options.samples > 1 and options.temperature == 0:
+        warnings.warn(
+            f"{options.samples} samples at temperature 0 are {options.samples} times the same; "
+            "add --temperature 1",
+            category=AgentRLWarning,
+            stacklevel=2,
+        )
+
+
+def _trees(folder: Path) -> list[Tree]:
+    """The trees of an evaluation, or of the folder of trees itself."""
+    from agentrl.store import load
+
+    return load(folder / "trees" if (folder / "trees").is_dir() else folder)
+
+
+def _write(
+    out: Path, run: argparse.Namespace, summary: Mapping[str, Any], result: Mapping[str, Any]
+) -> None:
+    """`config.yaml`, `summary.json` and the report beside the trees."""
+    from agentrl import report
+    from agentrl.config import write_atomic
+
+    names = ("env", "split", "rollout", "n", "samples", "temperature", "max_tokens", "seed")
+    config = {"recipe": "eval", "model": run.policy, **{n: getattr(run, n) for n in names}}
+    config["settings"] = list(run.settings)
+    write_atomic(out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    own = {name: value for name, value in result.items() if name not in summary}
+    text = json.dumps({"recipe": "eval", "measured": summary, **own}, indent=2)
+    write_atomic(out / "summary.json", text + "\n")
+    report.write(out)
+
+
+def print_turns(result: Mapping[str, Any]) -> None:
+    """What changed from turn to turn and between samples, as tables; nothing for single answers."""
+    for title, name in (("turn", "turns"), ("samples", "equal_samples")):
+        rows = result[name]
+        lines = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_share(v)))
+        if len(rows) > 1 or (name == "equal_samples" and rows):
+            table = Table(title, *lines)
+            for row in rows:
+                first = str(row["turn" if name == "turns" else "samples"])
+                table.add_row(first, *[_share(row.get(line)) for line in lines])
+            Console().print(table)
+    shown = {n: r for n, r in result["metrics"].items() if not n.startswith(("acc@", "m1@", "p1@"))}
+    if len(result["turns"]) > 1 or result["samples"] > 1:
+        table = Table("", "value", "95 % interval", "problems")
+        for name, row in shown.items():
+            low, high = row["ci95"]
+            table.add_row(name, f"{row['value']:.3f}", f"{low:.3f} to {high:.3f}", str(row["n"]))
+        Console().print(table)
+    if result["unscored"]:
+        print(f"{result['unscored']} attempts were not scored and are left out")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Mapping) and "accuracy" in value
+
+
+def _share(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    low, high = row["ci95"]
+    return f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _print_comparison(found: Mapping[str, Any]) -> None:
+    table = Table("", "A", "B", "B - A", "95 % interval", "p", "only A / only B", "McNemar")
+    for name, row in found["metrics"].items():
+        low, high = row["ci95"]
+        single = "mcnemar" in row
+        table.add_row(
+            name,
+            f"{row['a']:.3f}",
+            f"{row['b']:.3f}",
+            f"{row['difference']:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            f"{row['p']:.4f}",
+            f"{row['only_a']} / {row['only_b']}" if single else "",
+            f"{row['mcnemar']:.4f}" if single else "",
+        )
+    Console().print(table)
+    print(
+        f"{found['problems']} problems in both, {found['only_in_a']} only in A, "
+        f"{found['only_in_b']} only in B; p is the paired permutation test's, for one metric"
+    )

@@ -1,0 +1,74 @@
+"""`agentrl eval`: its numbers, the folder that it leaves, and the comparison of two."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from agentrl.cli import main
+from agentrl.errors import AgentRLWarning
+
+EVAL = ["eval", "--env", "arithmetic", "env.kinds=[product]", "-n", "6", "--rollout", "single_turn"]
+
+
+def good(text: str) -> str:
+    """A policy that knows products (used by name)."""
+    a, b = re.findall(r"\d+", text)[:2]
+    return f"The answer is {int(a) * int(b)}"
+
+
+def bad(text: str) -> str:
+    """A policy that does not."""
+    return "The answer is 1"
+
+
+def policy(name: str) -> list[str]:
+    return ["--policy", f"scripted:tests.evaluate.test_eval_command:{name}"]
+
+
+def test_a_single_answer_has_metrics_too(capsys):
+    assert main([*EVAL, *policy("good"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] == 1.0
+    assert result["problems"] == 6
+    assert result["metrics"]["acc@t1"] == result["metrics"]["pass@1"]
+    assert result["metrics"]["m1@t1"]["ci95"][0] < 1.0
+    assert [row["turn"] for row in result["turns"]] == [1]
+
+
+def test_two_folders_are_compared(tmp_path, capsys):
+    for name in ("bad", "good"):
+        assert main([*EVAL, *policy(name), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "good" / "report.html").exists()
+    summary = json.loads((tmp_path / "good" / "summary.json").read_text())
+    assert summary["measured"]["accuracy"] == 1.0
+    capsys.readouterr()
+    folders = [str(tmp_path / "bad"), str(tmp_path / "good" / "trees")]
+    assert main(["eval", "--compare", *folders, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = found["metrics"]["acc@t1"]
+    assert (row["difference"], row["only_b"], row["mcnemar"]) == (1.0, 6, 0.03125)
+    assert main(["eval", "--compare", *folders]) == 0
+    assert "McNemar" in capsys.readouterr().out
+
+
+def test_a_second_run_resumes_and_may_take_more_problems(tmp_path, capsys):
+    out = ["--out", str(tmp_path), "--json"]
+    assert main([*EVAL, *policy("good"), *out]) == 0
+    assert main([*EVAL, *policy("good"), *out, "-n", "9"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["problems"] == 9
+
+
+def test_what_cannot_be_is_refused(capsys, tmp_path):
+    assert main(["eval"]) == 2
+    assert "--env" in capsys.readouterr().err
+    assert main([*EVAL, "--turns", "0"]) == 2
+    assert main(["eval", "--compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "no trees" in capsys.readouterr().err
+
+
+def test_samples_at_temperature_0_are_warned_of(capsys):
+    with pytest.warns(AgentRLWarning, match="temperature 1"):
+        assert main([*EVAL, *policy("good"), "--samples", "2", "--json"]) == 0
