@@ -9,6 +9,7 @@ from typing import Any
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.hint_infer import hint_infer
+from agentrl.rollouts.self_correct import self_correct
 from agentrl.rollouts.self_debug import self_debug
 from agentrl.rollouts.single_turn import single_turn
 from agentrl.rollouts.tool_loop import tool_loop
@@ -17,6 +18,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "single_turn": single_turn,
     "tool_loop": tool_loop,
     "hint_infer": hint_infer,
+    "self_correct": self_correct,
     "self_debug": self_debug,
 }
 
@@ -35,4 +37,12 @@ def make(name: str, **options: Any) -> Rollout:
     return ROLLOUTS[name](**options)
 
 
-__all__ = ["ROLLOUTS", "hint_infer", "make", "self_debug", "single_turn", "tool_loop"]
+__all__ = [
+    "ROLLOUTS",
+    "hint_infer",
+    "make",
+    "self_correct",
+    "self_debug",
+    "single_turn",
+    "tool_loop",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from agentrl.credit import credited, episode_of, leave_one_out
+from agentrl.credit import assign, credited, episode_of, leave_one_out
 from agentrl.errors import DataError
 from agentrl.record import Tree
 from agentrl.types import Attempt, Task, TurnReward
@@ -99,3 +101,47 @@ def test_turns_that_the_template_rewrote_are_credited_once() -> None:
     assert list(main.token_ids) == [1, 2, 9, 9, 5]
     assert main.weights == [0, 0, 0, 0, 1]
     assert main.advantages == [0, 0, 0, 0, 8]
+
+
+def test_an_answer_with_tools_in_it_can_be_one_turn() -> None:
+    tree = grown()
+    tree.add(4, "user", "environment", [9])
+    tree.add(5, "assistant", "policy", [3], logprobs=[-1.0])
+    rewards = [TurnReward(4, 0.5), TurnReward(6, 1.0)]
+    attempt = Attempt(6, "final_answer", 1.0, rewards=rewards)
+    assert list(episode_of(tree, attempt).turns) == [-1, -1, 0, 0, -1, -1, 1, 1, -1, 2]
+    episode = episode_of(tree, attempt, outcome=False, answers=True)
+    assert list(episode.turns) == [-1, -1, 0, 0, -1, -1, 0, 0, -1, 1]
+    assert episode.turn_rewards() == [0.5, 1.0]
+    assert episode.states == [(1, 2), (5, 6, 9)]
+
+
+def test_an_answer_that_the_template_rewrote_in_the_middle_is_one_turn() -> None:
+    """The call's thinking is taken out when its result comes: the answer goes on in another path.
+    The next question begins another answer there."""
+    tree = Tree(Task("t", (), "toy"))
+    tree.add(None, "user", "template", [1])
+    tree.add(0, "assistant", "policy", [2, 3], logprobs=[-1.0, -1.0])
+    tree.add(0, "tool", "environment", [3, 4])
+    tree.add(2, "assistant", "policy", [5], logprobs=[-1.0])
+    tree.add(3, "user", "environment", [6])
+    tree.add(4, "assistant", "policy", [7], logprobs=[-1.0])
+    rewards = [TurnReward(3, 0.0), TurnReward(5, 1.0)]
+    attempt = Attempt(5, "final_answer", 1.0, rewards=rewards, branches=(1,))
+    episode = episode_of(tree, attempt, outcome=False, answers=True)
+    assert list(episode.turns) == [-1, 0, 0, -1, -1, -1, 0, -1, 1]
+    assert episode.turn_rewards() == [0.0, 1.0]
+
+
+def test_masked_tokens_have_no_weight_and_masked_turns_no_advantage() -> None:
+    tree = grown()
+    attempt = Attempt(4, "final_answer", 1.0)
+    masked = [False, False, True, True, False, False, False, False]
+    (row,) = credited(tree, attempt, [1.0] * 8, masked=masked)
+    assert row.weights == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert credited(tree, attempt, [1.0] * 8, masked=[True] * 8) == []
+    group = [replace(episode_of(tree, attempt), masked=frozenset({0}))]
+    group.append(episode_of(tree, Attempt(4, "final_answer", 0.0)))
+    hidden, shown = assign([group], leave_one_out).advantages[0]
+    assert hidden == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert shown == [0, 0, -1, -1, 0, 0, -1, -1], "it still counts in the others' baseline"
