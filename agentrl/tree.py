@@ -134,6 +134,9 @@ class Cursor:
         return Sampled(text, body, last, completion)
 
     def _append_sampled(self, completion: Completion, start: int, end: int) -> int:
+        if not completion.trainable:
+            by = {"by": self.policy.name}
+            return self._append("assistant", "hint", completion.token_ids[start:end], by)
         if end > start:
             info: dict[str, Any] = {}
             if completion.sampled_logprobs is not None:
@@ -160,6 +163,14 @@ class Cursor:
         """Append a hint inside the assistant's turn. Returns the node."""
         self._require_open()
         return self._append("assistant", "hint", self.chat.encode(text, trusted=True), info)
+
+    def recall(self, ids: Sequence[int], **info: Any) -> int:
+        """Append an answer that stands elsewhere in the tree, as history of another conversation.
+
+        It was not sampled here, so its source is `environment`: no loss. Returns the node.
+        """
+        self._require_open()
+        return self._append("assistant", "environment", ids, info)
 
     def insert(self, text: str, **info: Any) -> int:
         """Append environment text (a block of tool output) inside the assistant's turn.

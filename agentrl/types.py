@@ -172,6 +172,9 @@ class Completion:
     `logprobs` (nats, one a token) are of the distribution at temperature 1 without truncation;
     `sampled_logprobs` of the distribution really sampled from (temperature, top-p, top-k applied),
     None where the two are the same. `stop` is the stop string that ended it, if one did.
+
+    With `trainable` False the ids are not this policy's own samples (a teacher's, an endpoint's):
+    they stand in the tree as a `hint`, which SFT may imitate and no policy gradient reaches.
     """
 
     token_ids: tuple[int, ...]
@@ -180,6 +183,7 @@ class Completion:
     policy_version: int = 0
     stop: str | None = None
     sampled_logprobs: tuple[float, ...] | None = None
+    trainable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from agentrl.losses.pairs import (
     suffix_only,
 )
 from agentrl.losses.policy_gradient import Extras
-from agentrl.losses.sft import dft, poft, sft
+from agentrl.losses.sft import dft, poft, sft, sft_rows
 from agentrl.types import Pair, Sample
 
 AnyLoss = Callable[..., LossOutput]
@@ -79,6 +79,7 @@ OVER_WEIGHTS: dict[str, AnyLoss] = {
     "ppo": policy_gradient.ppo,
 }
 OVER_SAMPLES: dict[str, AnyLoss] = {
+    "sft_rows": sft_rows,
     "poft": poft,
     "kto": kto,
     "reinforce": policy_gradient.reinforce,
@@ -209,6 +210,7 @@ __all__ = [
     "poft",
     "samples_of",
     "sft",
+    "sft_rows",
     "suffix_only",
     "unit",
 ]

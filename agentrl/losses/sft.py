@@ -31,6 +31,18 @@ def sft(logprobs_BT: Tensor, batch: Batch, denominator: float) -> LossOutput:
     return LossOutput(loss, {"nll": loss.detach()})
 
 
+def sft_rows(logprobs_BT: Tensor, batch: Batch, denominator: float) -> LossOutput:
+    """`sft` as a mean over samples: each counts as much as its weights say, in every step alike.
+
+    Reward-weighted regression `-1/N sum_i w_i log p(y_i)` (RISE, arXiv 2407.18219, equation 3.6)
+    has the row's weight on each of its tokens, its released code the weight divided by their
+    number. Divided by the sum of weights, as `sft` does, a step full of wrong answers would count
+    as much as one full of right ones. Metrics: `nll`. Raises ValueError if `denominator` (the
+    number of samples) is not positive.
+    """
+    return sft(logprobs_BT, batch, denominator)
+
+
 def dft(logprobs_BT: Tensor, batch: Batch, denominator: float) -> LossOutput:
     """SFT in which a token's loss is scaled by its own probability, held constant.
 

@@ -10,12 +10,14 @@ reads stands in `metrics["turns"]`: for each answer its `answer` (as the environ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentrl.errors import ConfigError
-from agentrl.interfaces import Episode, OpenEnv
+from agentrl.interfaces import Episode, OpenEnv, Policy
 from agentrl.rollouts.blocks import BlockTurn, answer_text, invented_output
+from agentrl.rollouts.teacher import taught
 from agentrl.tree import Cursor
 from agentrl.types import Attempt, Message, StopReason, TurnReward
 
@@ -87,11 +89,18 @@ class Turns:
         self.statuses: list[str] = []
         self.hallucinated = False
 
-    async def begin(self, *before: Message) -> None:
-        """Show the task, after the messages `before` (a system message, a worked example)."""
+    async def begin(self, *before: Message, lead: str = "") -> None:
+        """Show the task, after the messages `before` (a system message, a worked example).
+
+        `lead` goes in front of the task's own text. The task's system message stays the first.
+        """
         self._shown = await self.open_env()
         self.prompt = await self._shown.reset()
-        self.cursor.begin([*before, *self.prompt])
+        system = [m for m in self.prompt if m.role == "system"]
+        task = [m for m in self.prompt if m.role != "system"]
+        if lead:
+            task[-1] = replace(task[-1], content=lead + task[-1].content)
+        self.cursor.begin([*system, *before, *task])
 
     async def answer(self, mark: str = "") -> Answer:
         """Sample one answer and let an episode of the environment grade it.
@@ -143,6 +152,15 @@ class Turns:
             str(step.info.get("feedback", "")),
             step.info,
         )
+
+    def fork(self, teacher: Policy | None = None) -> Turns:
+        """The same conversation in a branch of its own. What is said there is the `teacher`'s,
+        where one is given (`agentrl.rollouts.teacher`)."""
+        other = copy(self)
+        other.cursor = self.cursor.fork() if teacher is None else taught(self.cursor, teacher)
+        other.answers, other.statuses = list(self.answers), list(self.statuses)
+        other._shown = None  # an episode grades once
+        return other
 
     def ask(self, text: str, **info: Any) -> int:
         """Say `text` to the policy and open its next turn. Returns the node."""

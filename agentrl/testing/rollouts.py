@@ -108,8 +108,9 @@ def _check_attempt(tree: Tree, attempt: Attempt) -> None:
     path = tree.path(attempt.leaf)
     sampled = any(n.source == "policy" for n in path)
     require(sampled, "nothing on an attempt's path was sampled from the policy")
+    on_paths = {n.id for leaf in (*attempt.branches, attempt.leaf) for n in tree.path(leaf)}
     for turn in attempt.rewards:
-        require(turn.node in {n.id for n in path}, "a turn's reward lies off the attempt's path")
+        require(turn.node in on_paths, "a turn's reward lies off the attempt's paths")
 
 
 def _check_sampled(trees: Sequence[Tree], policy: _Recorder) -> None:

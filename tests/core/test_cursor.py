@@ -303,3 +303,22 @@ def test_attempts_record_branches_rewards_and_errors() -> None:
     assert (attempt.leaf, attempt.reward, attempt.error) == (at.node, None, "gone")
     assert attempt.rewards == [reward]
     assert not attempt.truncated
+
+
+def test_what_the_policy_did_not_sample_itself_is_a_hint_without_logprobs() -> None:
+    at = fixed(Completion((65, EOS), (), "eos", trainable=False))
+    sampled = asyncio.run(at.sample())
+    assert (sampled.text, sampled.ended) == ("A", True)
+    nodes = at.tree.path(at.node)[1:]
+    assert [(n.source, n.logprobs, n.info) for n in nodes] == [("hint", None, {"by": "fixed"})] * 2
+
+
+def test_a_recalled_answer_keeps_its_tokens_and_has_no_loss() -> None:
+    at = cursor(["a"])
+    start = at.fork()
+    asyncio.run(at.sample())
+    start.recall(at.ids[at.turn_start :])
+    assert start.ids == at.ids
+    assert start.tree.nodes[start.node].source == "environment"
+    with pytest.raises(TreeError, match="ended"):
+        start.recall([65])

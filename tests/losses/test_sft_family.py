@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agentrl import losses
 from agentrl.batch import collate, trainable_weight
 from agentrl.errors import ConfigError, DataError
-from agentrl.losses import dft, poft, sft
+from agentrl.losses import dft, poft, sft, sft_rows
 from agentrl.losses.masked import masked_inputs, masked_rate
 from agentrl.select.weights import (
     LetiTokens,
@@ -105,6 +105,16 @@ def test_rise_losses() -> None:
     assert loss_of(weighted, values, 2) == pytest.approx(1.831123, rel=1e-5)
     weighted = [scaled(s, w) for s, w in zip(rows, centred, strict=True)]
     assert loss_of(weighted, values, 2) == pytest.approx(3.748197, rel=1e-5)
+
+
+def test_rise_a_step_of_heavy_rows_counts_more_than_one_of_light_rows() -> None:
+    heavy, light = [scaled(s, w) for s, w in zip([sample(1)] * 2, (4.0, 0.5), strict=True)]
+    logprobs_BT, batch = one_batch([heavy, heavy], [[-1.0], [-1.0]])
+    assert losses.denominator("sft_rows", [heavy, heavy]) == 2
+    assert sft_rows(logprobs_BT, batch, 2).loss.item() == pytest.approx(4.0)
+    logprobs_BT, batch = one_batch([light], [[-1.0]])
+    assert sft_rows(logprobs_BT, batch, 1).loss.item() == pytest.approx(0.5)
+    assert loss_of([heavy], [[-1.0]]) == pytest.approx(loss_of([light], [[-1.0]]))
 
 
 def test_rise_reward_zero_is_not_weight_zero() -> None:
