@@ -21,7 +21,7 @@ if not __package__:  # run as a file
 
 from agentrl.types import Pair, Sample
 from benchmarks import harness, peer_trl_train
-from benchmarks.harness import CPU, Options, Row, alternate, rows, seconds
+from benchmarks.harness import CPU, Options, Row, alternate, rows
 from benchmarks.peer_trl_train import LR
 
 PACKAGES = ("agentrl", "trl", "transformers", "torch")
@@ -106,52 +106,24 @@ def tree_pairs(n: int) -> list[Pair]:
     return made
 
 
-def our_sft(model: Any, samples: Sequence[Sample], steps: int) -> tuple[float, list[float]]:
+def ours(
+    model: Any, data: Sequence[Sample] | Sequence[Pair], loss: str, steps: int
+) -> tuple[float, list[float]]:
     """CPU seconds of the steps, and the losses."""
     from agentrl.train import TrainConfig, train
 
     config = TrainConfig(
-        lr=LR, max_steps=steps, batch_size=len(samples), schedule="constant", warmup_ratio=0
+        lr=LR, max_steps=steps, batch_size=len(data), schedule="constant", warmup_ratio=0
     )
     marks = [0.0]
 
     def mark(row: Any) -> None:
         marks.append(CPU())
 
-    ours = copy.deepcopy(model)
+    trained = copy.deepcopy(model)
     began = CPU()
-    result = train(ours, samples, "sft", config, progress=False, callbacks=[mark])
+    result = train(trained, data, loss, config, progress=False, callbacks=[mark])
     return marks[-1] - began, [row["loss"] for row in result.metrics]
-
-
-def our_dpo(model: Any, pairs: Sequence[Pair], steps: int) -> tuple[float, list[float]]:
-    """The same for preference pairs, by the parts that training is made of."""
-    import torch
-
-    from agentrl import losses
-    from agentrl.batch import collate, plan
-    from agentrl.train import Scorer, TrainConfig
-    from agentrl.train.setup import make_optimizer
-
-    model = copy.deepcopy(model).train()
-    optimizer = make_optimizer(model, TrainConfig(lr=LR))
-    scorer, loss, found = Scorer(model), losses.get("dpo"), []
-
-    def step() -> None:
-        samples = losses.samples_of(pairs)
-        groups = [[i, i + 1] for i in range(0, len(samples), 2)]
-        total = 0.0
-        for micro in plan(samples, 2048, "tree", groups):
-            batch = collate(samples, micro, tree=True)
-            part = loss(scorer(batch).logprobs_BT, batch, float(len(pairs))).loss
-            part.backward()
-            total += part.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        found.append(total)
-
-    return sum(seconds(step, CPU) for _ in range(steps)), found
 
 
 def with_reference(model: Any, pairs: Sequence[Pair]) -> list[Pair]:
@@ -192,9 +164,9 @@ def compared(
         warm_up=False,
     )
     shown = ", ".join(f"{x:.4f}" for x in losses[next(iter(sides))])
-    ours = found.pop(next(iter(sides)))
+    own = found.pop(next(iter(sides)))
     best = max(max(peer) for peer in found.values())
-    return rows(case, "tokens/s CPU", ours, found, better="higher", goal=goal * best, note=(
+    return rows(case, "tokens/s CPU", own, found, better="higher", goal=goal * best, note=(
         f"{note}; losses of all sides: {shown}; goal: {goal:g} times the best peer"))  # fmt: skip
 
 
@@ -205,7 +177,10 @@ def sft_sides(model: Any, samples: Sequence[Sample], padded: bool) -> dict[str, 
     def trl(**options: Any) -> Side:
         return lambda: peer_trl_train.sft(model, samples, STEPS, max_length=longest, **options)
 
-    sides = {"agentrl": lambda: our_sft(model, samples, STEPS), "TRL packing": trl(packing=True)}
+    sides = {
+        "agentrl": lambda: ours(model, samples, "sft", STEPS),
+        "TRL packing": trl(packing=True),
+    }
     return sides | ({"TRL padded": trl(per_device_train_batch_size=4)} if padded else {})
 
 
@@ -213,7 +188,7 @@ def dpo_sides(model: Any, pairs: list[Pair]) -> dict[str, Side]:
     """Ours as a tree, TRL padded (it has no packing here); the reference is precomputed."""
     scored = with_reference(model, pairs)
     return {
-        "agentrl": lambda: our_dpo(model, scored, STEPS),
+        "agentrl": lambda: ours(model, scored, "dpo", STEPS),
         "TRL": lambda: peer_trl_train.dpo(model, scored, STEPS, 2),
     }
 
@@ -348,10 +323,10 @@ def grpo_case(options: Options) -> list[Row]:
             options.rounds(3) if name == "tiny" else 1,
             warm_up=False,
         )
-        ours = found.pop("agentrl")
+        own = found.pop("agentrl")
         goal = min(min(peer) for peer in found.values()) / 2
         note = f"{name}: {GROUP} completions of {NEW} tokens, a prompt of {PROMPT}, one update"
-        made += rows(case, "s CPU", ours, found, goal=goal, note=note)
+        made += rows(case, "s CPU", own, found, goal=goal, note=note)
     return made
 
 
