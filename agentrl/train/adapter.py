@@ -137,6 +137,16 @@ def _prepare_4bit(model: Any) -> None:
             "method='qlora' needs a model that was loaded in 4 bits: load_model(name, bits=4), or "
             "from_pretrained with transformers' BitsAndBytesConfig(load_in_4bit=True)"
         )
+    for module in model.modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            raise ConfigError(
+                "bitsandbytes has packed this model's weights for inference on a CPU, through "
+                "which no gradient flows: load it again, and put the adapter on before it is used"
+            )
+        # bitsandbytes 0.50 packs them at the first use in evaluation mode, for good
+        module.support_avx512bf16_for_cpu = False
     peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 

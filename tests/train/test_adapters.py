@@ -188,3 +188,29 @@ def test_qlora_trains_and_its_adapter_comes_back(tmp_path) -> None:
     loaded = peft.PeftModel.from_pretrained(again, folder)
     ours, theirs = logits(result.model), logits(loaded)
     assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()  # its CPU kernels round in bf16
+
+
+def test_gradients_of_qlora_are_the_same_after_sampling(tmp_path) -> None:
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
+    base = export(tiny(hidden_size=64, intermediate_size=128), tmp_path / "base")
+    model = adapt(load_model(str(base), device="cpu", bits=4), {"method": "qlora", "r": 4})
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train().zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(ids)
+    after = gradients()
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(g, after[n], atol=1e-6) for n, g in before.items())
+    used = load_model(str(base), device="cpu", bits=4)
+    packs = any(getattr(m, "support_avx512bf16_for_cpu", False) for m in used.modules())
+    with torch.no_grad():
+        used(ids)
+    if packs:
+        with pytest.raises(ConfigError, match="load it again"):
+            adapt(used, {"method": "qlora", "r": 4})
