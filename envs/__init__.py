@@ -30,6 +30,10 @@ _BUILT_IN = {
         "envs.gsm8k:GSM8K",
         "grade-school word problems, from local JSONL files or the Hugging Face hub",
     ),
+    "rooms": (
+        "envs.rooms:Rooms",
+        "a text game: find a thing and bring it where it belongs; every action is judged",
+    ),
     "sorting": (
         "envs.sorting:Sorting",
         "strings of digits to be sorted: a toy for models that go on with their own answers",

@@ -9,6 +9,7 @@ from typing import Any
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.hint_infer import hint_infer
+from agentrl.rollouts.refine import refine
 from agentrl.rollouts.rise import rise, rise_collect
 from agentrl.rollouts.self_correct import self_correct
 from agentrl.rollouts.self_debug import self_debug
@@ -21,6 +22,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "hint_infer": hint_infer,
     "self_correct": self_correct,
     "self_debug": self_debug,
+    "refine": refine,
     "rise": rise,
     "rise_collect": rise_collect,
 }
@@ -44,6 +46,7 @@ __all__ = [
     "ROLLOUTS",
     "hint_infer",
     "make",
+    "refine",
     "rise",
     "rise_collect",
     "self_correct",

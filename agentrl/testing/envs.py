@@ -18,23 +18,32 @@ from agentrl.types import ExecResult, Message, Step, Task, ToolCall, ToolSpec
 SECRETS = ("answer", "answers", "solution", "program", "tests", "reference", "gold")
 """Keys of `Task.data` whose longer texts must not stand in the prompt."""
 
+MOST_ACTIONS = 1000
+"""An interactive episode ends before so many wrong actions."""
+
 
 def check_env(
     env: Env, box: AbstractAsyncContextManager[Sandbox] | None = None, *, n: int = 8
 ) -> None:
     """Check `n` tasks of an environment, and its episodes.
 
-    With `box`, tools are called too (the tool `python`, if it has one, with real code).
+    With `box`, tools are called too (the tool `python`, if it has one, with real code). An
+    environment with `interactive = True` is played: a message without tool calls is one of many
+    actions there, not the answer.
     """
     require(isinstance(env, Env), f"{type(env).__name__} lacks a member of agentrl.interfaces.Env")
     tasks = _check_tasks(env, n)
     _check_tools(env.tools)
 
+    interactive = bool(getattr(env, "interactive", False))
+
     async def go() -> None:
         async with contextlib.AsyncExitStack() as stack:
             opened = await stack.enter_async_context(box) if box is not None else None
             for task in tasks:
-                await _check_answers(env, task, opened)
+                await (_check_play if interactive else _check_answers)(env, task, opened)
+            if interactive:
+                return
             await _check_episode(env, tasks[0], opened)
             if opened is not None and env.tools:
                 await _check_calls(env, tasks[0], opened)
@@ -84,6 +93,35 @@ async def _check_answers(env: Env, task: Task, box: Sandbox | None) -> None:
     forms = (f"The answer is {gold}", f"\\boxed{{{gold}}}", str(gold))
     best = max([await _answer(env, task, box, form) for form in forms])
     require(best > poor, f"task {task.id!r}: its own data['answer'] ({gold!r}) earns no reward")
+
+
+async def _check_play(env: Env, task: Task, box: Sandbox | None) -> None:
+    """Every action is answered and judged, nonsense is an error, and the game ends."""
+    first, second = env.open(task, box), env.open(task, box)
+    require(isinstance(first, Episode), "open(task, box) gave no agentrl.interfaces.Episode")
+    require(first is not second, "open gave the same episode twice: one attempt, one episode")
+    require(tuple(await first.reset()) == tuple(await second.reset()), "two resets differ")
+    actions, over = 0, False
+    while not over and actions < MOST_ACTIONS:
+        actions += 1
+        step = await first.step(Message("assistant", "I do not know."))
+        _check_reward(step)
+        require(step.info.get("ok") is False, "nonsense is a wrong action: info['ok'] is not False")
+        error, progress = step.info.get("error"), step.info.get("progress", 0.0)
+        require(isinstance(error, str) and error, "a wrong action has its text in info['error']")
+        require(0 <= progress <= 1, f"info['progress'] is {progress!r}, not between 0 and 1")
+        over = step.terminated or step.truncated
+        users = {m.role for m in step.observation} == {"user"}
+        require(users or over, "an action is answered by messages of the user's")
+    require(over, f"{MOST_ACTIONS} actions did not end the episode")
+    require(step.reward is not None, "an ended episode was graded None: nothing scored it")
+    refused = await raises(first.step(Message("assistant", "One more.")))
+    require(refused, "a step after the end of the episode must raise, not go on")
+    step = await second.step(Message("assistant", "I do not know."))
+    ended = actions > 1 and (step.terminated or step.truncated)
+    require(not ended, "playing one episode changed another one of the same task")
+    for episode in (first, second, second):
+        await episode.close()
 
 
 async def _answer(env: Env, task: Task, box: Sandbox | None, text: str) -> float:

@@ -1,0 +1,100 @@
+"""AgentRefine's rows: wrong turns stay as context, what follows them is learnt.
+
+arXiv 2501.01702: `L = -sum_i 1[turn i not wrong] sum_j log pi(z_ij | all before)`, divided by the
+number of tokens that are kept. Deleting a wrong turn instead would take away what its repair
+refers to. The verdicts are the environment's own (`agentrl.rollouts.refine`); the paper has the
+model that made up the game judge it, and so filters by `agentrl.rollouts.synthesize`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agentrl.credit.trees import turn_numbers
+from agentrl.errors import unknown
+from agentrl.evaluate import Graded, right
+from agentrl.select.rows import path_sample
+from agentrl.select.weights import drop_turns
+from agentrl.tree import Tree
+from agentrl.types import Attempt, Sample
+
+Keep = Literal["refined", "clean", "all"]
+KEEP: tuple[Keep, ...] = ("refined", "clean", "all")
+
+
+@dataclass(slots=True)
+class Selection:
+    """What was kept, and why the rest was not (`dropped` counts reasons)."""
+
+    kept: list[Graded] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def samples(self, *, mask: bool = True) -> list[Sample]:
+        """A row an attempt; with `mask` its wrong turns carry no loss. Rows without any loss
+        cannot be trained on and are left out."""
+        rows = [refined_sample(tree, attempt, mask=mask) for tree, attempt in self.kept]
+        return [row for row in rows if any(row.weights[1:])]
+
+
+def select(
+    graded: Sequence[Graded],
+    keep: Keep = "refined",
+    *,
+    min_errors: int = 1,
+    cap: int | None = None,
+) -> Selection:
+    """Choose among attempts.
+
+    `refined`: those that reached the goal after at least `min_errors` wrong turns (the paper's
+    verifier wants 2, `min_errors` of synthesized games); `clean`: those that reached it without
+    any, which is plain trajectory tuning; `all` that reached it. At most `cap` in all, the first
+    ones. Raises ConfigError for another `keep`.
+    """
+    if keep not in KEEP:
+        raise unknown("keep", keep, KEEP)
+    result = Selection()
+    for tree, attempt in graded:
+        reason = reject(tree, attempt, keep, min_errors)
+        if reason is None and cap is not None and len(result.kept) >= cap:
+            reason = "over the cap"
+        if reason is None:
+            result.kept.append((tree, attempt))
+        else:
+            result.dropped[reason] += 1
+    return result
+
+
+def reject(tree: Tree, attempt: Attempt, keep: Keep, min_errors: int = 1) -> str | None:
+    """Why an attempt is not kept, or None."""
+    errors = sum(not ok for ok in verdicts(tree, attempt))
+    checks = {
+        "failed in our hands": attempt.error is not None,
+        "truncated": attempt.truncated,
+        "goal not reached": not right(attempt),
+        "too few errors": keep == "refined" and errors < min_errors,
+        "erred": keep == "clean" and errors > 0,
+    }
+    return next((reason for reason, holds in checks.items() if holds), None)
+
+
+def verdicts(tree: Tree, attempt: Attempt) -> list[bool]:
+    """Whether each of the attempt's turns was right, as `agentrl.rollouts.refine` recorded it."""
+    return [bool(n.info["ok"]) for n in tree.path(attempt.leaf) if "ok" in n.info]
+
+
+def refined_sample(tree: Tree, attempt: Attempt, *, mask: bool = True) -> Sample:
+    """The attempt's path with loss on what the policy sampled, wrong turns left out by `mask`."""
+    sample = path_sample(tree, attempt, {"policy"})
+    nodes = tree.path(attempt.leaf)
+    turns = turn_numbers(nodes, [n.source == "policy" for n in nodes])
+    if not mask:
+        return sample
+    wrong, at = set(), 0
+    for node in nodes:
+        at += len(node.token_ids)
+        if node.info.get("ok") is False:
+            wrong.add(turns[at - 1])
+    return drop_turns(sample, turns, wrong)
