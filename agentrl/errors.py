@@ -8,12 +8,14 @@ AgentRLError
 +-- TreeError              an operation that would break a tree's rules
 +-- StoreError             trees on disk: schema, damage, lock
 |   +-- StoreFullError     the disk is full; what was written before is safe
++-- BudgetError            what may be spent on endpoints is spent; stops a run, is never retried
 +-- InfraError             our fault, never the policy's: retried, then excluded, never a reward
     +-- SandboxError       the sandbox failed, not the code in it
     |   +-- SessionDead    the session has ended; open another
     |   |   +-- EndedByCode  by what ran in it: the policy's doing, not ours
     |   +-- IsolationError isolation is not possible here; names the override
     +-- EngineError        the policy's engine failed
+    |   +-- ContextFullError  its context is full: truncation, where it answers a conversation
     +-- DeadlineError      a rollout took longer than its deadline
 """
 
@@ -59,6 +61,10 @@ class StoreFullError(StoreError):
     """The disk is full. Records written before are safe."""
 
 
+class BudgetError(AgentRLError):
+    """What may be spent on endpoints is spent. Work done before is kept; raise the limit."""
+
+
 class InfraError(AgentRLError):
     """Our fault, never the policy's. Retried, then excluded and counted; never a reward."""
 
@@ -82,6 +88,10 @@ class IsolationError(SandboxError):
 
 class EngineError(InfraError):
     """The policy's engine failed."""
+
+
+class ContextFullError(EngineError):
+    """The engine says that the conversation does not fit into the model's context."""
 
 
 class DeadlineError(InfraError):

@@ -1,0 +1,136 @@
+"""A model behind an endpoint as a policy: it can be evaluated and can teach, not be trained.
+
+It is shown the conversation, not token ids, and gives text back without log-probabilities. The text
+is encoded with a local tokenizer to stand in the tree, as a hint: what reads log-probabilities
+refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from agentrl.chat import Chat
+from agentrl.engines.endpoint.client import Endpoint
+from agentrl.engines.endpoint.wire import Reply
+from agentrl.engines.scripted import ByteTokenizer
+from agentrl.errors import ConfigError, ContextFullError
+from agentrl.types import (
+    Completion,
+    FinishReason,
+    Message,
+    SamplingParams,
+    Source,
+    ToolCall,
+    ToolSpec,
+)
+
+PREFILL = {"continue_final_message": True, "add_generation_prompt": False}
+"""What vLLM and SGLang want to go on with the last message instead of answering it."""
+
+
+class EndpointPolicy:
+    """`openai:MODEL@URL`. See `agentrl.interfaces.Converses`.
+
+    Stop strings are not sent: servers take them out of the text and do not say whether one ended
+    it. The text is cut here, behind the first of them. With `prefill`, the server can go on with an
+    assistant turn that a hint or a limit interrupted; without, only tool output may stand between
+    two calls in one turn (it is sent as a user's message).
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        tokenizer: Any = None,
+        prefill: bool = False,
+        max_context: int = 1 << 20,
+    ) -> None:
+        self.endpoint, self.prefill, self.max_context = endpoint, prefill, max_context
+        self.tokenizer = tokenizer or ByteTokenizer()
+        self.name, self.version = f"openai:{endpoint.model}@{endpoint.url}", 0
+        self._chat = Chat(self.tokenizer)
+
+    async def converse(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        turn: Sequence[tuple[Source, str]],
+        params: SamplingParams,
+    ) -> Completion:
+        """The assistant's next words. See `agentrl.interfaces.Converses.converse`."""
+        said = self._turn(turn)
+        fields: dict[str, Any] = {}
+        if said and said[-1].role == "assistant":
+            if not self.prefill:
+                raise ConfigError(
+                    f"{self.name}: this rollout goes on with an assistant turn that it "
+                    "interrupted, which a chat endpoint cannot do. Use another rollout, or "
+                    "policy.prefill=true where the server can (vLLM, SGLang)."
+                )
+            fields = PREFILL
+        try:
+            reply = await self.endpoint.chat(
+                [*messages, *said],
+                replace(params, stop=()),
+                tools=tools,
+                sample=params.seed or 0,
+                **fields,
+            )
+        except ContextFullError:
+            return Completion((), (), "length", trainable=False)
+        return self._completion(reply, params.stop)
+
+    def _turn(self, segments: Sequence[tuple[Source, str]]) -> list[Message]:
+        """The turn so far as messages: its own words, and what the environment put in between."""
+        said: list[Message] = []
+        for source, text in segments:
+            role: Any = "user" if source == "environment" else "assistant"
+            if said and said[-1].role == role:
+                said[-1] = replace(said[-1], content=said[-1].content + text)
+            else:
+                said.append(Message(role, text))
+        return said
+
+    def _completion(self, reply: Reply, stops: Sequence[str]) -> Completion:
+        text = "\n".join([reply.text] * bool(reply.text) + [_written(c) for c in reply.tool_calls])
+        finish: FinishReason = "length" if reply.truncated else "eos"
+        found = [(text.find(s) + len(s), s) for s in stops if s in text]
+        stop = None
+        if found:
+            end, stop = min(found)
+            text, finish = text[:end], "stop"
+        ids = self._chat.encode(text)
+        if finish == "eos":
+            ids += self._chat.encode(self._chat.end_text, trusted=True)
+        tokens = reply.completion_tokens
+        return Completion(tuple(ids), (), finish, stop=stop, trainable=False, tokens=tokens)
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
+        """Raises ConfigError: an endpoint takes no token ids. A `Cursor` calls `converse`."""
+        self._refuse("continues conversations, not token ids: sample through a Cursor")
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Raises ConfigError: an endpoint gives no log-probabilities."""
+        self._refuse("gives no log-probabilities, so nothing it says can be scored or trained on")
+
+    async def update(self, weights: Mapping[str, Any]) -> None:
+        """Raises ConfigError: an endpoint takes no weights."""
+        self._refuse("takes no weights; train a model that runs here")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.endpoint.close()
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ConfigError(f"{self.name} {why}")
+
+
+def _written(call: ToolCall) -> str:
+    """A structured call in the notation that `agentrl.toolcalls` reads."""
+    if call.name == "invalid" and set(call.arguments) == {"error", "text"}:
+        return f"<tool_call>\n{call.arguments['text']}\n</tool_call>"
+    body = {"name": call.name, "arguments": dict(call.arguments), "id": call.id}
+    return f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
