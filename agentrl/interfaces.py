@@ -17,6 +17,7 @@ from agentrl.types import (
     Limits,
     Message,
     SamplingParams,
+    Source,
     Step,
     Task,
     ToolSpec,
@@ -82,6 +83,28 @@ class Policy(Protocol):
 
     async def close(self) -> None:
         """Free what the engine holds. Calling it twice is fine."""
+        ...
+
+
+@runtime_checkable
+class Converses(Protocol):
+    """What a policy has beside `Policy` that is shown the conversation instead of token ids (a chat
+    endpoint). A `Cursor` then calls `converse` and never `sample`."""
+
+    async def converse(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        turn: Sequence[tuple[Source, str]],
+        params: SamplingParams,
+    ) -> Completion:
+        """The assistant's next words after `messages` and what stands in its `turn` already (texts
+        with their sources: `policy` its own, `hint`, `environment`).
+
+        The completion is not trainable: its text, encoded by the policy's `tokenizer`, without
+        log-probabilities. Raises EngineError if the engine fails, ConfigError for a turn that it
+        cannot go on with.
+        """
         ...
 
 

@@ -122,9 +122,9 @@ class Cursor:
         seed = derive_seed(self.seed, self._calls)
         own = {"max_tokens": limit, "stop": stops, "seed": seed, **changes}
         self._calls += 1
-        completion = await self.policy.sample(self.ids, replace(self.params, **own))
+        completion = await self._asked(replace(self.params, **own))
         ids = completion.token_ids
-        self.sampled_tokens += len(ids)
+        self.sampled_tokens += len(ids) if completion.tokens is None else completion.tokens
         n = len(self.chat.without_end(ids))
         text, first = self.chat.decode(ids[:n]), self.node == self._turn_node
         body = self._append_sampled(completion, 0, n)
@@ -133,9 +133,20 @@ class Cursor:
             self._text = (last, text)
         return Sampled(text, body, last, completion)
 
+    async def _asked(self, params: SamplingParams) -> Completion:
+        """The policy's completion of the ids so far, or of the conversation if it takes that."""
+        converse = getattr(self.policy, "converse", None)
+        if converse is None:
+            return await self.policy.sample(self.ids, params)
+        turn = list(self.turn_segments())
+        completion: Completion = await converse(self.messages, self.tools, turn, params)
+        return completion
+
     def _append_sampled(self, completion: Completion, start: int, end: int) -> int:
         if not completion.trainable:
-            by = {"by": self.policy.name}
+            by: dict[str, Any] = {"by": self.policy.name}
+            if completion.tokens is not None:
+                by["tokens"] = 0 if start else completion.tokens
             return self._append("assistant", "hint", completion.token_ids[start:end], by)
         if end > start:
             info: dict[str, Any] = {}
@@ -206,8 +217,9 @@ class Cursor:
 
     @property
     def turn_tokens(self) -> int:
-        """How many tokens of the turn so far the policy sampled."""
-        return sum(len(n.token_ids) for n in self._turn() if n.source == "policy")
+        """How many tokens of the turn so far the policy sampled (or who speaks in its place)."""
+        said = (n for n in self._turn() if n.source == "policy" or "by" in n.info)
+        return sum(n.info.get("tokens", len(n.token_ids)) for n in said)
 
     def turn_text(self) -> str:
         """The assistant's turn so far as text, hints and tool output included."""
@@ -219,12 +231,14 @@ class Cursor:
     def turn_segments(self) -> Iterator[tuple[Source, str]]:
         """The turn's runs of one source, with their texts (the end token that closes it left out).
 
-        Together they are `turn_text`, but where a character's bytes lie in two runs.
+        What another model said in the policy's place is `policy` here: it is no hint. Together
+        they are `turn_text`, but where a character's bytes lie in two runs.
         """
         runs: list[tuple[Source, list[int]]] = []
         for node in self._turn():
-            if not runs or runs[-1][0] != node.source:
-                runs.append((node.source, []))
+            source: Source = "policy" if "by" in node.info else node.source
+            if not runs or runs[-1][0] != source:
+                runs.append((source, []))
             runs[-1][1].extend(node.token_ids)
         for i, (source, ids) in enumerate(runs):
             text = self.chat.decode(self.chat.without_end(ids) if i == len(runs) - 1 else ids)

@@ -175,6 +175,7 @@ class Completion:
 
     With `trainable` False the ids are not this policy's own samples (a teacher's, an endpoint's):
     they stand in the tree as a `hint`, which SFT may imitate and no policy gradient reaches.
+    `tokens` is then how many tokens it took in the engine's own count, where that is known.
     """
 
     token_ids: tuple[int, ...]
@@ -184,6 +185,7 @@ class Completion:
     stop: str | None = None
     sampled_logprobs: tuple[float, ...] | None = None
     trainable: bool = True
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

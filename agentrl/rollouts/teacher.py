@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentrl.chat import Chat
-from agentrl.interfaces import Policy
+from agentrl.interfaces import Converses, Policy
 from agentrl.tree import Cursor
 from agentrl.types import Completion, SamplingParams
 
@@ -35,7 +35,8 @@ class _Voice:
         self.teacher, self.cursor = teacher, cursor
         self.name, self.version = teacher.name, teacher.version
         self.tokenizer = cursor.chat.tokenizer
-        self.same = _fingerprint(teacher) == _fingerprint(cursor.policy)
+        converses = isinstance(teacher, Converses)  # its ids are of no use to it
+        self.same = not converses and _fingerprint(teacher) == _fingerprint(cursor.policy)
         self.max_context = teacher.max_context if self.same else cursor.policy.max_context
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
@@ -44,12 +45,7 @@ class _Voice:
             made = await self.teacher.sample(prompt_ids, params)
             return replace(made, logprobs=(), sampled_logprobs=None, trainable=False)
         own, student = Chat(self.teacher.tokenizer), self.cursor.chat
-        shown = own.prompt(self.cursor.messages, self.cursor.tools)
-        shown += own.encode(self.cursor.turn_text())
-        limit = min(params.max_tokens, self.teacher.max_context - len(shown))
-        if limit <= 0:
-            return Completion((), (), "length", trainable=False)
-        made = await self.teacher.sample(shown, replace(params, max_tokens=limit))
+        made = await self._told(own, params)
         ids = student.encode(own.decode(own.without_end(made.token_ids)))
         cut = len(ids) > params.max_tokens
         ids = ids[: params.max_tokens]
@@ -63,6 +59,18 @@ class _Voice:
             None if cut else made.stop,
             trainable=False,
         )
+
+    async def _told(self, own: Chat, params: SamplingParams) -> Completion:
+        """What the teacher says to the conversation, in its own tokens."""
+        cursor = self.cursor
+        if isinstance(self.teacher, Converses):
+            turn = list(cursor.turn_segments())
+            return await self.teacher.converse(cursor.messages, cursor.tools, turn, params)
+        shown = own.prompt(cursor.messages, cursor.tools) + own.encode(cursor.turn_text())
+        limit = min(params.max_tokens, self.teacher.max_context - len(shown))
+        if limit <= 0:
+            return Completion((), (), "length", trainable=False)
+        return await self.teacher.sample(shown, replace(params, max_tokens=limit))
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """See `agentrl.interfaces.Policy.score`; a teacher of another tokenizer has no answer."""

@@ -24,7 +24,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        hidden = "@" in parts.netloc or parts.query or parts.fragment
+        hidden = "@" in parts.netloc or bool(parts.query or parts.fragment)
     except ValueError:
         valid = hidden = False
     if hidden:

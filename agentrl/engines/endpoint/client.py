@@ -13,7 +13,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from agentrl.engines.endpoint import wire
 from agentrl.engines.endpoint.answers import (
@@ -97,7 +97,7 @@ class Endpoint:
         deadline_s: float = 300.0,
         retries: int = 6,
         extra: Mapping[str, Any] | None = None,
-        limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        limit_name: str = "max_tokens",
     ) -> None:
         self.model, self.url = model, checked_url(url or os.environ.get(URL_ENV, ""))
         self.key_env, self.prices = key_env, prices
@@ -186,13 +186,14 @@ class Endpoint:
             **fields,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        request = {"url": f"{self.url}/{path}", "body": body, "sample": sample}
+        url = f"{self.url}/{path}"
+        request = {"url": url, "body": body, "sample": sample}
         if self.cache is not None and (found := self.cache.get(request)) is not None:
             return replace(read(found), cached=True)  # it could be read before it was kept
         most = self._most(body, chosen.max_tokens)
         line = self._connected()
         async with line.slots:
-            answer = await self._tries(line, request["url"], body, most, read)
+            answer = await self._tries(line, url, body, most, read)
         if self.cache is not None:
             self.cache.put(request, answer.data)
         return answer.reply

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from agentrl.chat import Chat
-from agentrl.engines.endpoint.client import Endpoint
+from agentrl.engines.endpoint.budget import Prices
+from agentrl.engines.endpoint.client import KEY_ENV, Endpoint
 from agentrl.engines.endpoint.wire import Reply
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, ContextFullError
@@ -126,6 +127,65 @@ class EndpointPolicy:
 
     def _refuse(self, why: str) -> NoReturn:
         raise ConfigError(f"{self.name} {why}")
+
+
+def endpoint_policy(
+    place: str,
+    *,
+    key_env: str = KEY_ENV,
+    cache: str | None = None,
+    tokenizer: str = "bytes",
+    prefill: bool = False,
+    max_context: int = 1 << 20,
+    concurrency: int = 16,
+    timeout_s: float = 120.0,
+    deadline_s: float = 300.0,
+    retries: int = 6,
+    input_price: float | None = None,
+    output_price: float | None = None,
+    limit_name: str = "max_tokens",
+) -> EndpointPolicy:
+    """The policy `openai:PLACE`, where PLACE is MODEL@URL (MODEL alone: at OPENAI_BASE_URL).
+
+    `tokenizer` is whose tokens stand in the tree: `bytes`, or a name that transformers knows.
+    Prices are money for a million tokens. For the other options see `Endpoint` and
+    `EndpointPolicy`; what may be spent is `process_budget`'s. Raises ConfigError for a place or an
+    option that cannot be.
+    """
+    model, _, url = place.rpartition("@") if "@" in place else (place, "", "")
+    if (input_price is None) != (output_price is None):
+        raise ConfigError(f"openai:{model}: give both input_price and output_price, or neither")
+    priced = None
+    if input_price is not None and output_price is not None:
+        priced = Prices(float(input_price), float(output_price))
+    if limit_name not in ("max_tokens", "max_completion_tokens"):
+        raise ConfigError(
+            f"openai:{model}: limit_name is max_tokens or max_completion_tokens, not {limit_name!r}"
+        )
+    endpoint = Endpoint(
+        model,
+        url,
+        key_env=key_env,
+        cache=cache,
+        prices=priced,
+        concurrency=concurrency,
+        timeout_s=timeout_s,
+        deadline_s=deadline_s,
+        retries=retries,
+        limit_name=limit_name,
+    )
+    return EndpointPolicy(
+        endpoint, tokenizer=_tokenizer(tokenizer), prefill=prefill, max_context=max_context
+    )
+
+
+def _tokenizer(name: str) -> Any:
+    if name == "bytes":
+        return ByteTokenizer()
+    from agentrl.chat import HFTokenizer
+    from agentrl.engines.models import load_tokenizer
+
+    return HFTokenizer(load_tokenizer(name))
 
 
 def _written(call: ToolCall) -> str:
