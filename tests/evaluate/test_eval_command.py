@@ -72,3 +72,32 @@ def test_what_cannot_be_is_refused(capsys, tmp_path):
 def test_samples_at_temperature_0_are_warned_of(capsys):
     with pytest.warns(AgentRLWarning, match="temperature 1"):
         assert main([*EVAL, *policy("good"), "--samples", "2", "--json"]) == 0
+
+
+def learns(text: str) -> str:
+    """A policy that is right from its second answer on, and wrong in the fourth."""
+    turn = text.count("<|im_start|>assistant")
+    return good(text) if turn in (2, 3, 5) else bad(text)
+
+
+def test_turns_are_asked_for_without_an_oracle(tmp_path, capsys):
+    argv = [a for a in EVAL if a not in ("--rollout", "single_turn")]
+    out = ["--turns", "5", "--out", str(tmp_path), "--json"]
+    assert main([*argv, *policy("learns"), *out]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["answer"]["accuracy"] for row in result["turns"]] == [0, 1, 1, 0, 1]
+    assert [row["majority"]["accuracy"] for row in result["turns"]] == [0, 1, 1, 0, 1]
+    assert [row["oracle"]["accuracy"] for row in result["turns"]] == [0, 1, 1, 1, 1]
+    assert (result["accuracy"], result["oracle"]) == (1.0, False)
+    assert result["metrics"]["delta"]["value"] == result["metrics"]["i2c"]["value"] == 1.0
+    assert result["metrics"]["gain@t5"]["value"] == 1.0
+    page = (tmp_path / "report.html").read_text()
+    assert "majority" in page
+
+
+def test_turns_are_printed(capsys):
+    argv = [*EVAL[:-1], "self_correct", "--turns", "2", *policy("learns")]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "i2c" in text
+    assert "majority" in text
