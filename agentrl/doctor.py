@@ -45,6 +45,7 @@ def checks() -> list[Check]:
         Check("disk", disk.free > 5 << 30, f"{disk.free >> 30} GiB free in this folder"),
         *sandbox_checks(),
         *_packages(),
+        _endpoints(),
         _gpu(),
     ]
 
@@ -86,6 +87,17 @@ def _packages() -> Iterable[Check]:
         except importlib.metadata.PackageNotFoundError:
             cure = f"pip install 'agentrl[{extra}]'" if extra else f"pip install --no-deps {name}"
             yield Check(name, False, f"not installed ({cure})")
+
+
+def _endpoints() -> Check:
+    """Whether the key and the address of an OpenAI-compatible endpoint are set. Whether they are
+    of any use would take a request."""
+    from agentrl.engines.endpoint.answers import URL_ENV
+    from agentrl.engines.endpoint.client import KEY_ENV
+
+    known = {name: bool(os.environ.get(name)) for name in (KEY_ENV, URL_ENV)}
+    shown = ", ".join(f"{name} is {'set' if there else 'not set'}" for name, there in known.items())
+    return Check("endpoints", any(known.values()), f"{shown} (for openai:MODEL@URL)")
 
 
 def _gpu() -> Check:

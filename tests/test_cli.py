@@ -248,6 +248,15 @@ def test_programs_in_other_languages_and_with_packages(capsys, tmp_path):
     assert "unknown or absent language 'shel'" in capsys.readouterr().err
 
 
+def test_the_doctor_says_whether_there_is_a_key_and_not_which(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "secret")
+    [check] = [c for c in doctor.checks() if c.name == "endpoints"]
+    assert check.ok
+    assert "OPENAI_API_KEY is set" in check.text
+    assert "secret" not in check.text
+
+
 def test_the_doctor_shows_extras_in_full(capsys):
     doctor.show([doctor.Check("ray", False, "pip install 'agentrl[ray]'")])
     assert "'agentrl[ray]'" in capsys.readouterr().out

@@ -7,21 +7,23 @@ refuses it.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from agentrl.chat import Chat
 from agentrl.engines.endpoint.budget import Prices
 from agentrl.engines.endpoint.client import KEY_ENV, Endpoint
-from agentrl.engines.endpoint.wire import Reply
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, ContextFullError
 from agentrl.types import (
     Completion,
     FinishReason,
     Message,
+    Role,
     SamplingParams,
     Source,
     ToolCall,
@@ -32,13 +34,26 @@ PREFILL = {"continue_final_message": True, "add_generation_prompt": False}
 """What vLLM and SGLang want to go on with the last message instead of answering it."""
 
 
+_MOST_RESTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the model said, or the rest of it; its tokens count once."""
+
+    text: str
+    finish: FinishReason
+    tokens: int | None
+
+
 class EndpointPolicy:
     """`openai:MODEL@URL`. See `agentrl.interfaces.Converses`.
 
     Stop strings are not sent: servers take them out of the text and do not say whether one ended
-    it. The text is cut here, behind the first of them. With `prefill`, the server can go on with an
-    assistant turn that a hint or a limit interrupted; without, only tool output may stand between
-    two calls in one turn (it is sent as a user's message).
+    it. The text is cut here, behind the first of them; if the turn then goes on as it stands, the
+    rest of what was said follows. With `prefill`, the server can go on with an assistant turn that
+    a hint or a limit interrupted; without, only tool output may stand between two calls in one turn
+    (it is sent as a user's message).
     """
 
     def __init__(
@@ -53,6 +68,7 @@ class EndpointPolicy:
         self.tokenizer = tokenizer or ByteTokenizer()
         self.name, self.version = f"openai:{endpoint.model}@{endpoint.url}", 0
         self._chat = Chat(self.tokenizer)
+        self._rests: OrderedDict[str, list[_Said]] = OrderedDict()  # by what stood before the cut
 
     async def converse(
         self,
@@ -62,7 +78,9 @@ class EndpointPolicy:
         params: SamplingParams,
     ) -> Completion:
         """The assistant's next words. See `agentrl.interfaces.Converses.converse`."""
-        said = self._turn(turn)
+        said = _messages(turn)
+        if rests := self._rests.get(_place(messages, said)):  # several attempts may be there
+            return self._cut(rests.pop(0), params.stop, messages, turn)
         fields: dict[str, Any] = {}
         if said and said[-1].role == "assistant":
             if not self.prefill:
@@ -82,32 +100,32 @@ class EndpointPolicy:
             )
         except ContextFullError:
             return Completion((), (), "length", trainable=False)
-        return self._completion(reply, params.stop)
+        parts = [reply.text] if reply.text else []
+        text = "\n".join(parts + [_written(c) for c in reply.tool_calls])
+        heard = _Said(text, "length" if reply.truncated else "eos", reply.completion_tokens)
+        return self._cut(heard, params.stop, messages, turn)
 
-    def _turn(self, segments: Sequence[tuple[Source, str]]) -> list[Message]:
-        """The turn so far as messages: its own words, and what the environment put in between."""
-        said: list[Message] = []
-        for source, text in segments:
-            role: Any = "user" if source == "environment" else "assistant"
-            if said and said[-1].role == role:
-                said[-1] = replace(said[-1], content=said[-1].content + text)
-            else:
-                said.append(Message(role, text))
-        return said
-
-    def _completion(self, reply: Reply, stops: Sequence[str]) -> Completion:
-        text = "\n".join([reply.text] * bool(reply.text) + [_written(c) for c in reply.tool_calls])
-        finish: FinishReason = "length" if reply.truncated else "eos"
+    def _cut(
+        self,
+        heard: _Said,
+        stops: Sequence[str],
+        messages: Sequence[Message],
+        turn: Sequence[tuple[Source, str]],
+    ) -> Completion:
+        """What was said up to the first stop string, as a completion; the rest is kept."""
+        text, finish, stop = heard.text, heard.finish, None
         found = [(text.find(s) + len(s), s) for s in stops if s in text]
-        stop = None
         if found:
             end, stop = min(found)
+            place = _place(messages, _messages([*turn, ("policy", text[:end])]))
+            self._rests.setdefault(place, []).append(_Said(text[end:], finish, 0))
+            if len(self._rests) > _MOST_RESTS:
+                self._rests.popitem(last=False)
             text, finish = text[:end], "stop"
         ids = self._chat.encode(text)
         if finish == "eos":
             ids += self._chat.encode(self._chat.end_text, trusted=True)
-        tokens = reply.completion_tokens
-        return Completion(tuple(ids), (), finish, stop=stop, trainable=False, tokens=tokens)
+        return Completion(tuple(ids), (), finish, stop=stop, trainable=False, tokens=heard.tokens)
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Raises ConfigError: an endpoint takes no token ids. A `Cursor` calls `converse`."""
@@ -127,6 +145,24 @@ class EndpointPolicy:
 
     def _refuse(self, why: str) -> NoReturn:
         raise ConfigError(f"{self.name} {why}")
+
+
+def _messages(turn: Sequence[tuple[Source, str]]) -> list[Message]:
+    """The turn so far as messages: its own words, and what the environment put in between."""
+    said: list[Message] = []
+    for source, text in turn:
+        role: Role = "user" if source == "environment" else "assistant"
+        if said and said[-1].role == role:
+            said[-1] = replace(said[-1], content=said[-1].content + text)
+        else:
+            said.append(Message(role, text))
+    return said
+
+
+def _place(messages: Sequence[Message], said: Sequence[Message]) -> str:
+    """What tells one place in a conversation from another."""
+    text = "\x1f".join(f"{m.role}\x1e{m.content}" for m in (*messages, *said))
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def endpoint_policy(

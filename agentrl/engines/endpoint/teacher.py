@@ -18,8 +18,8 @@ from agentrl.engines.endpoint.wire import Reply
 from agentrl.errors import ConfigError
 from agentrl.types import Message, SamplingParams, ToolSpec
 
-_SCORE = re.compile(r"(?im)^\W*score\W*[:=]\W*(-?\d+(?:\.\d+)?)")
-_CHOICE = re.compile(r"(?im)^\W*better\W*[:=]\W*(first|second)\b")
+_SCORE = re.compile(r"(?im)^\W*score[^\w\n]*[:=][^\w\n-]*(-?\d+(?:\.\d+)?)")
+_CHOICE = re.compile(r"(?im)^\W*better[^\w\n]*[:=][^\w\n]*(first|second)\b")
 
 
 class Teacher:
