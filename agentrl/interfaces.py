@@ -236,6 +236,19 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
+class Demonstrated(Env, Protocol):
+    """An environment that knows how its tasks are solved."""
+
+    def demonstrations(self, task: Task) -> Sequence[str]:
+        """Right answers to `task`, each as the policy should write it; none where none is known.
+
+        Python blocks stand in it without their output: they run when it is played
+        (`agentrl.rollouts.replay`).
+        """
+        ...
+
+
 OpenEnv = Callable[[], Awaitable[Episode]]
 
 Rollout = Callable[["Cursor", OpenEnv], Awaitable[None]]

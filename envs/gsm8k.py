@@ -65,6 +65,11 @@ class GSM8K:
         """An episode of `task`; its sandbox session is opened at the first tool call."""
         return QuestionEpisode(task, grade_task, box, timeout=self.timeout)
 
+    def demonstrations(self, task: Task) -> list[str]:
+        """The data set's solution in words, without its calculator's marks."""
+        words, _, _ = re.sub(r"<<[^>]*>>", "", task.data["solution"]).rpartition("####")
+        return [f"{words.strip()}\nThe answer is \\boxed{{{task.data['answer']}}}."]
+
     @cached_property
     def _tasks(self) -> list[Task]:
         records = self._hub() if self.source == "hub" else read_jsonl(self._file())

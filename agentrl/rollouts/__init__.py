@@ -10,6 +10,7 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.hint_infer import hint_infer
 from agentrl.rollouts.refine import refine
+from agentrl.rollouts.replay import replay
 from agentrl.rollouts.rise import rise, rise_collect
 from agentrl.rollouts.self_correct import self_correct
 from agentrl.rollouts.self_debug import self_debug
@@ -47,6 +48,7 @@ __all__ = [
     "hint_infer",
     "make",
     "refine",
+    "replay",
     "rise",
     "rise_collect",
     "self_correct",

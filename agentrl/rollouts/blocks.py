@@ -105,7 +105,9 @@ class BlockTurn:
             text = self.cursor.turn_text()
             code = self._closed_block(text) if self.calls < self.max_calls else None
             if code is not None:
-                await self._execute(code, sampled)
+                if sampled.ended:
+                    self.cursor.rewind(sampled.body)  # an end token after the fence
+                await self._execute(code)
             elif sampled.ended:
                 return "end"
             elif sampled.completion.finish_reason == "length":
@@ -120,10 +122,21 @@ class BlockTurn:
                 return block.body
         return None
 
-    async def _execute(self, code: str, sampled: Sampled) -> None:
-        """Run a block and insert its output; an end token after the fence is taken back."""
-        if sampled.ended:
-            self.cursor.rewind(sampled.body)
+    async def say(self, text: str) -> None:
+        """Append `text` as a hint, as if it were sampled: its python blocks run where they close.
+
+        Raises SandboxError where infrastructure fails.
+        """
+        at = 0
+        for block in fences(text):
+            if block.closed and block.language in PYTHON and self.calls < self.max_calls:
+                self.cursor.hint(text[at : block.end])
+                await self._execute(block.body)
+                at = block.end
+        self.cursor.hint(text[at:])
+
+    async def _execute(self, code: str) -> None:
+        """Run a block and insert its output."""
         call = ToolCall("python", {"code": code}, f"call{self.calls}")
         step = await self.episode.step(Message("assistant", code, (call,)))
         self.calls += 1

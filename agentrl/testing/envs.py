@@ -11,7 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import Any
 
-from agentrl.interfaces import Env, Episode, Sandbox
+from agentrl.collect import collect
+from agentrl.engines.scripted import ScriptedPolicy
+from agentrl.evaluate import right
+from agentrl.interfaces import Demonstrated, Env, Episode, Sandbox
+from agentrl.rollouts import replay
 from agentrl.testing.common import ConformanceError, raises, require
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall, ToolSpec
 
@@ -27,9 +31,9 @@ def check_env(
 ) -> None:
     """Check `n` tasks of an environment, and its episodes.
 
-    With `box`, tools are called too (the tool `python`, if it has one, with real code). An
-    environment with `interactive = True` is played: a message without tool calls is one of many
-    actions there, not the answer.
+    With `box`, tools are called too (the tool `python`, if it has one, with real code), and
+    demonstrations are played, where it has them. An environment with `interactive = True` is
+    played: a message without tool calls is one of many actions there, not the answer.
     """
     require(isinstance(env, Env), f"{type(env).__name__} lacks a member of agentrl.interfaces.Env")
     tasks = _check_tasks(env, n)
@@ -47,6 +51,8 @@ def check_env(
             await _check_episode(env, tasks[0], opened)
             if opened is not None and env.tools:
                 await _check_calls(env, tasks[0], opened)
+            if isinstance(env, Demonstrated) and (opened is not None or not env.tools):
+                await _check_demonstrations(env, tasks, opened)
 
     asyncio.run(go())
 
@@ -164,6 +170,22 @@ async def _check_episode(env: Env, task: Task, box: Sandbox | None) -> None:
     require(step.terminated, "ending one episode changed another one of the same task")
     await second.close()
     await env.open(task, box).close()
+
+
+async def _check_demonstrations(
+    env: Demonstrated, tasks: Sequence[Task], box: Sandbox | None
+) -> None:
+    """What the environment says is right earns the full reward when it is played."""
+    shown = [t for t in tasks if env.demonstrations(t)]
+    for tree in await collect(
+        env, replay(env.demonstrations), ScriptedPolicy([]), tasks=shown, box=box, progress=False
+    ):
+        attempt = tree.attempts[-1]
+        require(
+            attempt.error is None and right(attempt),
+            f"task {tree.task.id!r}: its own demonstration earns {attempt.reward} when it is played"
+            f"{f' ({attempt.error})' if attempt.error else ''}",
+        )
 
 
 async def _check_calls(env: Env, task: Task, box: Sandbox) -> None:

@@ -82,6 +82,11 @@ class Arithmetic:
         """An episode of `task`; its sandbox session is opened at the first tool call."""
         return QuestionEpisode(task, grade_task, box, timeout=self.timeout)
 
+    def demonstrations(self, task: Task) -> list[str]:
+        """The program that computes the answer, and the answer."""
+        program, answer = task.data["program"], task.data["answer"]
+        return [f"```python\n{program}\n```\nThe answer is \\boxed{{{answer}}}."]
+
     def _chosen(self) -> list[Kind]:
         trained = self.split != "unseen"
         names = [k.name for k in KINDS.values() if k.trained == trained]
