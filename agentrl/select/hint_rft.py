@@ -10,34 +10,29 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from agentrl.chat import Chat
 from agentrl.evaluate import Graded, right
-from agentrl.select.rows import path_sample
+from agentrl.select import rows
+from agentrl.select.dedupe import comparable, near_duplicate
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Node, Sample, Source
 
 NGRAM, REPEATS = 20, 5
 """A trajectory in which any 20-gram of tokens occurs more than 5 times is repetition."""
-NEAR = 0.9
-"""Share of common 5-grams of words above which two trajectories of a problem are duplicates."""
 
 
-@dataclass(slots=True)
-class Selection:
-    """What was kept, and why the rest was not (`dropped` counts reasons)."""
-
-    kept: list[Graded] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+class Selection(rows.Selection):
+    """A selection whose rows may be normalised."""
 
     def samples(
         self, chat: Chat, *, train_on_hints: bool = True, modify: bool = True
     ) -> list[Sample]:
         """Rows for SFT: loss on what the policy wrote, on hints by switch, never on tool output."""
         sources: set[Source] = {"policy", "hint"} if train_on_hints else {"policy"}
-        rows = [modified(t, a, chat) if modify else (t, a) for t, a in self.kept]
-        return [path_sample(t, a, sources) for t, a in rows]
+        paths = [modified(t, a, chat) if modify else (t, a) for t, a in self.kept]
+        return [rows.path_sample(t, a, sources) for t, a in paths]
 
 
 def select(
@@ -84,9 +79,9 @@ def reject(tree: Tree, attempt: Attempt, max_tokens: int | None = None) -> str |
     statuses = attempt.metrics.get("statuses", [])
     path = tree.path(attempt.leaf)
     ids = [i for n in path if n.source in ("policy", "hint") for i in n.token_ids]
+    if (reason := rows.unusable(attempt)) is not None:
+        return reason
     checks = {
-        "failed in our hands": attempt.error is not None,
-        "truncated": attempt.truncated,
         "wrong": not right(attempt),
         "no executed call": not statuses,
         "only failing calls": bool(statuses) and "ok" not in statuses,
@@ -100,25 +95,6 @@ def reject(tree: Tree, attempt: Attempt, max_tokens: int | None = None) -> str |
 def _repeats(ids: Sequence[int]) -> bool:
     grams = Counter(tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1))
     return any(count > REPEATS for count in grams.values())
-
-
-def comparable(tree: Tree, attempt: Attempt, chat: Chat) -> str:
-    """A trajectory's text without its hints and with white space folded: equal for duplicates."""
-    parts = [chat.decode(n.token_ids) for n in tree.path(attempt.leaf) if n.source != "hint"]
-    return " ".join("".join(parts).split())
-
-
-def near_duplicate(a: str, b: str) -> bool:
-    """True for equal texts, or for those that share over 90 % of their 5-grams of words."""
-    if a == b:
-        return True
-    one, two = _grams(a), _grams(b)
-    return bool(one and two) and len(one & two) / len(one | two) > NEAR
-
-
-def _grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
 def modified(tree: Tree, attempt: Attempt, chat: Chat) -> Graded:

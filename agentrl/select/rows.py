@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError
+from agentrl.evaluate import Graded
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Pair, Sample, Source
 
@@ -17,6 +20,27 @@ T = TypeVar("T")
 
 TRAINABLE: frozenset[Source] = frozenset({"policy", "hint"})
 """What an SFT mask may switch on: tool output and template tokens never carry loss."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """What was kept, and why the rest was not (`dropped` counts reasons)."""
+
+    kept: list[Graded] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, train_on: Collection[Source] = TRAINABLE) -> list[Sample]:
+        """A row for each attempt that was kept; see `path_sample`."""
+        return [path_sample(tree, attempt, train_on) for tree, attempt in self.kept]
+
+
+def unusable(attempt: Attempt) -> str | None:
+    """Why an attempt says nothing about its task, or was not ended; None for all others."""
+    if attempt.error is not None:
+        return "failed in our hands"
+    if attempt.truncated:
+        return "truncated"
+    return "not scored" if attempt.reward is None else None
 
 
 def path_sample(tree: Tree, attempt: Attempt, train_on: Collection[Source] = TRAINABLE) -> Sample:
