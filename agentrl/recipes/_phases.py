@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from agentrl import losses
+from agentrl import evaluate, losses
 from agentrl.collect import collect
 from agentrl.config import RunFolder
 from agentrl.engines.hf import HFPolicy
@@ -17,7 +17,7 @@ from agentrl.errors import AgentRLWarning
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.train import Objective, TrainConfig, train
 from agentrl.tree import Tree
-from agentrl.types import Pair, Sample, SamplingParams
+from agentrl.types import Pair, Sample, SamplingParams, Task
 
 
 class Settings(Protocol):
@@ -97,6 +97,15 @@ class Phases:
         }
         with self.folder.phase(phase):
             return await collect(env, rollout, policy, **(common | how))
+
+    async def measure(
+        self, phase: str, env: Env, rollout: Rollout, policy: Policy, tasks: Sequence[Task]
+    ) -> dict[str, Any]:
+        """Greedy results on held-out tasks; empty without any."""
+        if not tasks:
+            return {}
+        trees = await self.collect(phase, env, rollout, policy, tasks=tasks)
+        return evaluate.summarize(evaluate.final(trees))
 
     async def fine_tune(
         self,

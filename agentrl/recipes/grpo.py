@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export
 from agentrl.train.online import METHODS, Rows, check_sampling, credited_rows, value_head
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
-from agentrl.types import SamplingParams
+from agentrl.types import SamplingParams, Task
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,18 @@ async def learn(
     *,
     progress: bool = True,
     box: Sandbox | None = None,
+    tasks: Sequence[Task] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train `policy` on `train_env`; measured before and after on `test_env`. See `run`."""
+    """Train `policy` on `train_env`; measured before and after on `test_env`. See `run`.
+
+    `tasks` are what is trained on, by default the first `n` of `train_env`; `facts` are put into
+    the summary: what a recipe has done before.
+    """
     check(config)
     started, method, setup = time.perf_counter(), METHODS[config.method], _training(config)
     seed_all(config.seed)
-    tasks = train_env.tasks(config.n)
+    tasks = train_env.tasks(config.n) if tasks is None else tasks
     if setup.lora is not None:
         await policy.close()
         policy = HFPolicy(adapt(policy.model, setup.lora), policy.tokenizer, name=policy.name)
@@ -183,6 +189,7 @@ async def learn(
     summary = _summary(config, journal.rows, before, after) | {
         "resumed": folder.resumed,
         "seconds": round(time.perf_counter() - started, 1),
+        **(facts or {}),
     }
     folder.write_summary(summary)
     if not config.keep_checkpoints:
