@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from agentrl.callsyntax import Written, json_arguments, json_calls, python_calls
 from agentrl.types import Message, ToolCall
 
 _MARK = re.compile(
-    r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>"
-)  # Hermes and Qwen; Mistral; Llama
+    r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_call_start\|>"
+)  # Hermes and Qwen; Mistral; Llama; LFM2
+_PYTHONIC, _PYTHONIC_END = "<|tool_call_start|>", "<|tool_call_end|>"
 _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)")
 _CLOSED = re.compile(r"\s*(?:</tool_call>|\Z)")
 _MORE = re.compile(r"\s*;\s*(?=\{)")
@@ -26,30 +30,76 @@ _JSON = json.JSONDecoder(strict=False, parse_constant=_refuse)  # raw newlines i
 
 def parse_tool_calls(text: str) -> list[ToolCall]:
     """The native tool calls in an assistant turn, in order, in whichever of the common notations
-    it is written: Hermes/Qwen tags, Mistral's lists (and names with arguments), Llama 3's objects.
+    it is written: Hermes/Qwen tags, Mistral's lists (and names with arguments), Llama 3's objects,
+    LFM2's lists of Python calls.
 
     What stands in a thought is no call. A call that cannot be read becomes one named `invalid`
     with arguments `error` and `text`. A call without an id gets one.
     """
-    text = text[len(text) - len(_spoken(text)) :]
-    at, calls = first_call(text), list[ToolCall]()
+    calls: list[ToolCall] = []
+    for block in _blocks(_spoken(text)):
+        ids = (f"call{i:05d}" for i in range(len(calls), len(calls) + len(block.items) + 1))
+        if block.error:
+            calls.append(_invalid(block.error, block.text, next(ids)))
+        calls += [_call(item, default) for item, default in zip(block.items, ids, strict=False)]
+    return calls
+
+
+def written_calls(text: str) -> list[Written]:
+    """The readable calls in an assistant turn, with where their parts stand in `text`."""
+    spoken = _spoken(text)
+    before = len(text) - len(spoken)
+    found: list[Written] = []
+    for block in _blocks(spoken):
+        with suppress(ValueError):  # what is JSON and still no call
+            found += _written(spoken, block) if not block.error else []
+    return [
+        replace(c, start=before + c.start, ends=tuple(before + e for e in c.ends)) for c in found
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What one mark opens: its items, or why they cannot be read and the text that cannot."""
+
+    start: int
+    mark: str
+    items: Sequence[Any]
+    error: str = ""
+    text: str = ""
+
+
+def _blocks(text: str) -> Iterator[_Block]:
+    """The blocks of calls in a text without thoughts, in order."""
+    at = first_call(text)
     while at < len(text):
-        mark = _MARK.match(text, at)
-        start = mark.end() if mark else at
+        found = _MARK.match(text, at)
+        start, mark = (found.end(), found[0]) if found else (at, "")
         try:
-            items, at = _read(text, start, mark[0] if mark else "")
-            calls += [_call(item, f"call{len(calls) + i:05d}") for i, item in enumerate(items)]
+            items, at = _read(text, start, mark)
+            yield _Block(start, mark, items)
         except (ValueError, RecursionError) as error:
             following = _MARK.search(text, start)
             at = following.start() if following else len(text)
-            body = text[start:at].partition("</tool_call>")[0].strip()
-            calls.append(_invalid(f"not valid JSON: {error}", body, f"call{len(calls):05d}"))
+            end = _PYTHONIC_END if mark == _PYTHONIC else "</tool_call>"
+            language = "Python" if mark == _PYTHONIC else "JSON"
+            body = text[start:at].partition(end)[0].strip()
+            yield _Block(start, mark, (), f"not valid {language}: {error}", body)
         if more := _MORE.match(text, at):  # Llama 3 separates calls by semicolons
             at = more.end()
         else:
             following = _MARK.search(text, at)
             at = following.start() if following else len(text)
-    return calls
+
+
+def _written(text: str, block: _Block) -> list[Written]:
+    if block.mark == _PYTHONIC:
+        return _python(text, block.start)[0]
+    named = _NAMED.match(text, block.start) if block.mark == "[TOOL_CALLS]" else None
+    if named:
+        arguments, ends = json_arguments(text, named.end())
+        return [Written(named[1], arguments, named.start(1), ends)]
+    return json_calls(text, block.start)
 
 
 def first_call(text: str) -> int:
@@ -72,6 +122,9 @@ def _spoken(text: str) -> str:
 
 def _read(text: str, start: int, mark: str) -> tuple[list[Any], int]:
     """The items of the call that starts at `start`, and where it ends. Raises ValueError."""
+    if mark == _PYTHONIC:
+        calls, at = _python(text, start)
+        return [{"name": c.name, "arguments": c.arguments} for c in calls], at
     named = _NAMED.match(text, start) if mark == "[TOOL_CALLS]" else None
     at = named.end() if named else start
     value, at = _JSON.raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip()))
@@ -81,6 +134,21 @@ def _read(text: str, start: int, mark: str) -> tuple[list[Any], int]:
     if named:
         return [{"name": named[1], "arguments": value, "id": named[2]}], at
     return (value if isinstance(value, list) else [value]), at
+
+
+def _python(text: str, start: int) -> tuple[list[Written], int]:
+    """The Python calls from `start` to the mark that ends them, or to the end of the text."""
+    stop = text.find(_PYTHONIC_END, start)
+    while True:
+        end = stop if stop >= 0 else len(text)
+        try:
+            return python_calls(text, start, end), end + len(_PYTHONIC_END) * (stop >= 0)
+        except ValueError:
+            if stop < 0:
+                raise
+            stop = text.find(_PYTHONIC_END, stop + 1)  # that one may stand in a string
+            if stop < 0:
+                raise
 
 
 def _call(item: Any, default_id: str) -> ToolCall:

@@ -26,6 +26,10 @@ _BUILT_IN = {
         "envs.arithmetic:Arithmetic",
         "procedural problems with numbers, lists, dates, units and strings; exact answers",
     ),
+    "functions": (
+        "envs.functions:Functions",
+        "function calling with tools that answer, and the Berkeley leaderboard from local files",
+    ),
     "gsm8k": (
         "envs.gsm8k:GSM8K",
         "grade-school word problems, from local JSONL files or the Hugging Face hub",
