@@ -70,7 +70,7 @@ def from_trl(columns: Mapping[str, Any], chat: Chat | None = None) -> Record:
         return Sample(list(columns["input_ids"]), weights)
     if chat is None:
         raise ConfigError("the rows are text: name the model whose tokenizer is to encode them")
-    tools = _tools(columns.get("tools"))
+    tools = tools_of(columns.get("tools"))
     if "messages" in have:
         return _conversation(chat, columns["messages"], tools)
     if {"prompt", "completion"} <= have:
@@ -225,14 +225,14 @@ def _between(chat: Chat, role: Any) -> _Between | None:
     return _Between(before, after, parts[1] if len(parts) == 3 else "")
 
 
-def _tools(given: Any) -> list[ToolSpec]:
+def tools_of(given: Any) -> list[ToolSpec]:
     """TRL's tools column: a list of JSON schemas, or that as text."""
     listed = json.loads(given) if isinstance(given, str) else given or []
     functions = [tool.get("function", tool) for tool in listed]
     return [ToolSpec(f["name"], f.get("description") or "", f["parameters"]) for f in functions]
 
 
-def _message(data: Mapping[str, Any]) -> Message:
+def message_of(data: Mapping[str, Any]) -> Message:
     """A message with its calls as text, in the notation that most templates and we read."""
     calls = []
     for call in data.get("tool_calls") or []:
@@ -254,7 +254,7 @@ def _conversation(
     train_from: int = 0,
 ) -> Sample:
     """A conversation with the loss on the assistant's turns (from message `train_from` on)."""
-    said = [_message(m) for m in messages]
+    said = [message_of(m) for m in messages]
     turns = [i for i, m in enumerate(said) if m.role == "assistant"]
     if not turns or turns[0] == 0 or turns[-1] != len(said) - 1:
         raise DataError("a conversation to train on begins with a prompt and ends with an answer")

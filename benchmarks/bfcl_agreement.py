@@ -270,7 +270,10 @@ def table(rows: Sequence[Mapping[str, Any]], theirs: Sequence[bool | str]) -> st
         count["valid"] += verdict is True
         count["raised"] += isinstance(verdict, str)
         count["same"] += ours(row) == (verdict is True)
-    lines = ["| answers | n | valid by bfcl-eval | it raised | same verdict |", "|---|---|---|---|---|"]
+    lines = [
+        "| answers | n | valid by bfcl-eval | it raised | same verdict |",
+        "|---|---|---|---|---|",
+    ]
     for name, c in counts.items():
         shown = "reference answers" if name == "none" else name
         lines.append(f"| {shown} | {c['n']} | {c['valid']} | {c['raised']} | {c['same']} |")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"agentrl.types", "agentrl.errors"},
     {"agentrl.interfaces"},
-    {"agentrl.record", "agentrl.toolcalls"},
+    {"agentrl.record", "agentrl.toolcalls", "agentrl.callsyntax"},
     {"agentrl.chat", "sandboxes", "envs"},
     {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
     {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from agentrl.toolcalls import first_call
 from agentrl.types import Message, ToolSpec
 
 CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"
@@ -65,7 +66,7 @@ class CharTokenizer:
             calls = [
                 OPEN + json.dumps({"name": c.name, "arguments": dict(c.arguments)}) + CLOSE
                 for c in message.tool_calls
-                if OPEN not in message.content
+                if first_call(message.content) == len(message.content)
             ]
             parts.append(f"<|{message.role}|>{message.content}{''.join(calls)}{END}")
         return "".join(parts) + ("<|assistant|>" if add_generation_prompt else "")

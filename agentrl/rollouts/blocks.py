@@ -165,9 +165,14 @@ class BlockTurn:
 
 
 def result_status(step: Step) -> str:
-    """The status of the execution that a step reports ('ok' where it names none)."""
-    results = step.info.get("results") or ()
-    return str(results[0].status) if results else "ok"
+    """The status of the executions that a step reports: the first that failed has the word ('ok'
+    where all went well, or none is named)."""
+    return next((status for status in result_statuses(step) if status != "ok"), "ok")
+
+
+def result_statuses(step: Step) -> list[str]:
+    """The status of each execution that a step reports."""
+    return [str(result.status) for result in step.info.get("results") or ()]
 
 
 def escape(output: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from agentrl.errors import ConfigError
 from agentrl.interfaces import OpenEnv, Rollout
-from agentrl.rollouts.blocks import MAX_CALLS, BlockTurn, grade, result_status
+from agentrl.rollouts.blocks import MAX_CALLS, BlockTurn, grade, result_status, result_statuses
 from agentrl.tree import Cursor
 from agentrl.types import Message, StopReason
 
@@ -57,7 +57,9 @@ def tool_loop(
                 reward, answer = step.reward, str(step.info.get("answer", message.content))
                 reason = "env_terminated" if message.tool_calls else reason
                 break
-            cursor.observe(step.observation, status=statuses[-1])
+            each = result_statuses(step)
+            more = {"statuses": each} if len(each) > 1 else {}
+            cursor.observe(step.observation, status=statuses[-1], **more)
         cursor.finish(
             reason,
             reward=reward,

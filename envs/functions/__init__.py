@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice, zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Sandbox
@@ -46,9 +46,9 @@ class Functions:
     `system` message that asks for the `notation` (`json` or `python`), or, with `nowhere`, not at
     all. `failing` is the share of good calls that a tool does not answer, `noisy` the share of
     answers with fields that nobody asked for. `kinds` keeps only those kinds; they take turns, so
-    every prefix of the tasks is balanced. `n` is the size of the split: by default that in `SIZES`, or
-    all of the leaderboard. `path` is the folder of the leaderboard's files (by default `bfcl` in the one
-    that AGENTRL_DATA names); without `dots`, those in its names are underscores.
+    every prefix of the tasks is balanced. `n` is the size of the split: by default that in `SIZES`,
+    or all of the leaderboard. `path` is the folder of the leaderboard's files (by default `bfcl` in
+    the one that AGENTRL_DATA names); without `dots`, those in its names are underscores.
     """
 
     split: str = "train"

@@ -15,7 +15,15 @@ CITIES = (
     *("Tokyo", "Cairo", "Lima", "Boston", "Denver", "Sydney", "Nairobi", "Toronto", "Seoul"),
 )
 PEOPLE = ("Ada Park", "Ben Ortiz", "Carla Weiss", "Dev Patel", "Eva Lind", "Finn Moore", "Gina Rao")
-PRODUCTS = ("desk lamp", "office chair", "water bottle", "backpack", "keyboard", "yoga mat", "kettle")
+PRODUCTS = (
+    "desk lamp",
+    "office chair",
+    "water bottle",
+    "backpack",
+    "keyboard",
+    "yoga mat",
+    "kettle",
+)
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "SEK")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TITLES = ("team lunch", "dentist", "budget review", "yoga class", "piano lesson")
@@ -251,7 +259,9 @@ TOOLS: dict[str, Tool] = {
             "time",
             {
                 "hour": _whole(5, 11, "The hour, 0 to 23."),
-                "minute": Parameter({"type": "integer", "description": "0 to 59."}, _from(5, 55, 5)),
+                "minute": Parameter(
+                    {"type": "integer", "description": "0 to 59."}, _from(10, 55, 5)
+                ),
                 "days": Parameter(
                     {
                         "type": "array",
@@ -263,7 +273,10 @@ TOOLS: dict[str, Tool] = {
             },
             lambda hour, minute, days: {"alarm_id": code("AL", hour, minute, days)},
             "alarm_id",
-            ("Wake me at {hour}:{minute:02d} on {days}.", "Set an alarm for {hour}:{minute} on {days}."),
+            (
+                "Wake me at {hour}:{minute} on {days}.",
+                "Set an alarm for {hour}:{minute} on {days}.",
+            ),
         ),
         Tool(
             "send_message",

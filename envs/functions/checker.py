@@ -166,7 +166,7 @@ def _type_of(accepted: Iterable[Any]) -> type | None:
     return next((type(a) for a in accepted if a != ""), None)
 
 
-def _items_fit(values: Sequence[Any], kind: type, accepted: Sequence[Any]) -> bool:
+def _items_fit(values: Any, kind: type, accepted: Sequence[Any]) -> bool:
     """True if all items are of the schema's type or of the type in some accepted list; an accepted
     value that is no list (the `""`) fits everything."""
     return any(

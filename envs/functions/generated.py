@@ -1,5 +1,7 @@
-"""Tasks made of simulated tools: one call, one of several tools, calls side by side, calls one after
-another, and questions that no offered tool answers.
+"""Tasks made of simulated tools.
+
+One call, one of several tools, calls side by side, calls one after another, and questions that no
+offered tool answers.
 
 A task belongs to training or to the test by a hash of what it asks (as in `envs.arithmetic`), so
 that no seed makes a training task of a test task. Tools and chains that are not trained stand in

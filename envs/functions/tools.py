@@ -115,12 +115,13 @@ def shown(result: ExecResult) -> str:
 def misuse(call: ToolCall, function: Mapping[str, Any]) -> tuple[str, str] | None:
     """The name and the text of the exception for a call that the description does not allow."""
     schema = function["parameters"]
+    for name in call.arguments:
+        if name not in schema["properties"]:
+            return "TypeError", f"{call.name}() got an unexpected keyword argument '{name}'"
     for name in schema.get("required", ()):
         if name not in call.arguments:
             return "TypeError", f"{call.name}() missing required argument '{name}'"
     for name, value in call.arguments.items():
-        if name not in schema["properties"]:
-            return "TypeError", f"{call.name}() got an unexpected keyword argument '{name}'"
         about = schema["properties"][name]
         if not _fits(value, about):
             return "TypeError", f"{call.name}() argument '{name}' must be {about['type']}"
@@ -134,9 +135,9 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
     kind = TYPES[schema["type"]]
     if kind is float:
         return type(value) in (int, float)
-    if type(value) is not kind:
-        return False
-    return kind is not list or all(_fits(v, schema["items"]) for v in value)
+    if kind is list and isinstance(value, list):
+        return all(_fits(v, schema["items"]) for v in value)
+    return type(value) is kind
 
 
 def _misnamed(call: ToolCall) -> ExecResult:

@@ -20,7 +20,7 @@ def _digit(rng: Random) -> int:
 def _tool(
     name: str, parameters: str, words: str, answer: Callable[[int, int], int], group: str
 ) -> Tool:
-    first, second = parameters
+    first, second = tuple(parameters)
     digit = Parameter({"type": "integer"}, _digit)
 
     def run(**given: Any) -> dict[str, Any]:
