@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agentrl.chat import Chat
 from agentrl.errors import AgentRLWarning, ConfigError, DeadlineError, InfraError, SandboxError
 from agentrl.interfaces import Env, Episode, OpenEnv, Policy, Rollout, Sandbox
+from agentrl.record import tokens_said
 from agentrl.store import Key, TreeStore, key, load
 from agentrl.tree import Cursor, Tree, derive_seed
 from agentrl.types import SamplingParams, StopReason, Task
@@ -368,7 +369,7 @@ class _Report:
 
     def finished(self, tree: Tree) -> None:
         """Count one tree in."""
-        self.tokens += sum(len(n.token_ids) for n in tree.nodes if n.source == "policy")
+        self.tokens += sum(map(tokens_said, tree.nodes))
         self.failed += any(a.error for a in tree.attempts)
         self.cut += any(a.truncated for a in tree.attempts)
         if self.bar is None or self.task is None:

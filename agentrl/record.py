@@ -150,5 +150,13 @@ class Tree:
         return cls(Task(**task), nodes, attempts, dict(data["meta"]))
 
 
+def tokens_said(node: Node) -> int:
+    """How many tokens the policy sampled in `node`, or the model that spoke in its place (by that
+    one's own count, where it is known); 0 for what was not said by a model."""
+    if node.source != "policy" and "by" not in node.info:
+        return 0
+    return int(node.info.get("tokens", len(node.token_ids)))
+
+
 def _message(data: dict[str, Any]) -> Message:
     return Message(**{**data, "tool_calls": tuple(ToolCall(**c) for c in data["tool_calls"])})

@@ -16,7 +16,7 @@ from typing import Any
 from agentrl.chat import Chat
 from agentrl.errors import TreeError
 from agentrl.interfaces import Policy
-from agentrl.record import Tree
+from agentrl.record import Tree, tokens_said
 from agentrl.types import (
     Attempt,
     Completion,
@@ -218,8 +218,7 @@ class Cursor:
     @property
     def turn_tokens(self) -> int:
         """How many tokens of the turn so far the policy sampled (or who speaks in its place)."""
-        said = (n for n in self._turn() if n.source == "policy" or "by" in n.info)
-        return sum(n.info.get("tokens", len(n.token_ids)) for n in said)
+        return sum(map(tokens_said, self._turn()))
 
     def turn_text(self) -> str:
         """The assistant's turn so far as text, hints and tool output included."""

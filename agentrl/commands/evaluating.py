@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,37 +117,49 @@ def _write(
     report.write(out)
 
 
+CHANGED = ("delta", "i2c", "c2i", "change_rate", "edit_ratio")
+
+
 def print_turns(result: Mapping[str, Any]) -> None:
     """What changed from turn to turn and between samples, as tables; nothing for single answers."""
-    for title, name in (("turn", "turns"), ("samples", "equal_samples")):
-        rows = result[name]
-        lines = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_share(v)))
-        if len(rows) > 1 or (name == "equal_samples" and rows):
-            table = Table(title, *lines)
-            for row in rows:
-                first = str(row["turn" if name == "turns" else "samples"])
-                table.add_row(first, *[_share(row.get(line)) for line in lines])
-            Console().print(table)
-    shown = {n: r for n, r in result["metrics"].items() if not n.startswith(("acc@", "m1@", "p1@"))}
-    if len(result["turns"]) > 1 or result["samples"] > 1:
-        table = Table("", "value", "95 % interval", "problems")
-        for name, row in shown.items():
-            low, high = row["ci95"]
-            table.add_row(name, f"{row['value']:.3f}", f"{low:.3f} to {high:.3f}", str(row["n"]))
-        Console().print(table)
+    metrics = result["metrics"]
+    turns, samples = len(result["turns"]), result["samples"]
+    if turns > 1:
+        lines = {"answer": "acc@t{}", "majority": "m1@t{}", "oracle": "p1@t{}"}
+        _print_table("turn", range(1, turns + 1), lines, metrics)
+        lines = {name: f"{name}@t{{}}" for name in CHANGED}
+        first = {f"{name}@t2": metrics[name] for name in CHANGED if name in metrics}
+        _print_table("from 1 to", range(2, turns + 1), lines, {**metrics, **first})
+    lines = {"parallel": "m{}@t1", "sequential": "m1@t{}", "mixed": "mixed@{}"}
+    if turns > 1 or samples > 1:
+        more = {"pass": "pass@{}", "majority": "majority@{}"} if samples > 1 else {}
+        _print_table("samples", range(2, max(turns, samples) + 1), {**lines, **more}, metrics)
+    if result["oracle"]:
+        print("An oracle ended attempts at right answers: what the model does alone is not known.")
     if result["unscored"]:
         print(f"{result['unscored']} attempts were not scored and are left out")
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, Mapping) and "accuracy" in value
+def _print_table(
+    of: str, numbers: Iterable[int], lines: Mapping[str, str], metrics: Mapping[str, Any]
+) -> None:
+    """A row a number, a column a line with the names of its metrics; empty ones are left out."""
+    numbers = list(numbers)
+    columns = [n for n, name in lines.items() if any(name.format(i) in metrics for i in numbers)]
+    table = Table(of, *columns, box=None, pad_edge=False)
+    for i in numbers:
+        cells = [_cell(metrics.get(lines[name].format(i))) for name in columns]
+        if any(cells):
+            table.add_row(str(i), *cells)
+    if table.rows:
+        Console().print("", table)
 
 
-def _share(row: Mapping[str, Any] | None) -> str:
+def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     low, high = row["ci95"]
-    return f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+    return f"{row['value']:.3f}\n{low:.2f}..{high:.2f}"
 
 
 def _print_comparison(found: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from agentrl.evaluate import right
-from agentrl.record import Tree
+from agentrl.record import Tree, tokens_said
 from agentrl.report.text import embed, is_number, visible
 from agentrl.types import Attempt, Node
 
@@ -97,7 +97,7 @@ def attempt_view(tree: Tree, index: int, decode: Decode | None) -> dict[str, Any
         "answer": _cut(attempt.answer),
         "prompt": [[m.role, _cut(m.content)] for m in tree.task.prompt],
         "segments": [_segment(node, decode) for node in path],
-        "sampled": sum(len(n.token_ids) for n in path if n.source == "policy"),
+        "sampled": sum(map(tokens_said, path)),
     }
     reference = next((tree.task.data[k] for k in _REFERENCE if k in tree.task.data), None)
     if reference is not None:
