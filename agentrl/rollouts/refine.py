@@ -1,20 +1,25 @@
 """AgentRefine's game (arXiv 2501.01702): an action a turn, and what the environment says of it.
 
 Observation and action alternate until the environment ends the episode. Each turn's verdict stands
-in the `info` of its last node: `ok`, and `error` where it was wrong. `agentrl.select.refine` makes
-training rows of that, with the wrong turns as context only.
+in the `info` of its last node: `ok`, and where it was wrong `error` (what the policy is told) and
+`fault` (its kind). `agentrl.select.refine` makes training rows of that, with the wrong turns as
+context only.
 """
 
 from __future__ import annotations
 
-from agentrl.interfaces import OpenEnv, Rollout
+from agentrl.interfaces import OpenEnv, Policy, Rollout
+from agentrl.rollouts.teacher import taught
 from agentrl.tree import Cursor
 from agentrl.types import Message, StopReason
 
 
-def refine(*, max_tokens: int | None = None, max_turns: int = 50) -> Rollout:
+def refine(
+    *, max_tokens: int | None = None, max_turns: int = 50, teacher: Policy | None = None
+) -> Rollout:
     """Play until the environment ends the episode, or `max_turns` are over.
 
+    With `teacher` that policy plays, in the student's tokens (`agentrl.rollouts.teacher`).
     `max_tokens` limits each turn. A turn that it cuts off is not played: the environment gets an
     empty message, and judges that. The attempt's reward is that of the last step; its metrics are
     `played` (turns), `errors`, `cut_turns` and the environment's `progress`.
@@ -23,6 +28,8 @@ def refine(*, max_tokens: int | None = None, max_turns: int = 50) -> Rollout:
     async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
         episode = await open_env()
         cursor.begin(await episode.reset())
+        if teacher is not None:
+            cursor = taught(cursor, teacher)
         reason: StopReason = "max_turns"
         reward, progress = None, None
         errors = cut = turns = 0
@@ -35,8 +42,9 @@ def refine(*, max_tokens: int | None = None, max_turns: int = 50) -> Rollout:
             cut += not sampled.ended
             step = await episode.step(Message("assistant", sampled.text if sampled.ended else ""))
             ok = bool(step.info.get("ok", True))
-            verdict = {"ok": ok} if ok else {"ok": ok, "error": str(step.info.get("error", ""))}
-            cursor.tree.nodes[sampled.node].info.update(verdict)
+            verdict = {"ok": ok} if ok else {n: step.info.get(n) for n in ("ok", "error", "fault")}
+            if sampled.completion.token_ids:
+                cursor.tree.nodes[sampled.node].info.update(verdict)
             errors += not ok
             reward, progress = step.reward, step.info.get("progress")
             if step.terminated or step.truncated or not step.observation:
@@ -54,5 +62,5 @@ def refine(*, max_tokens: int | None = None, max_turns: int = 50) -> Rollout:
             sampled_tokens=cursor.sampled_tokens,
         )
 
-    rollout.__name__ = "refine"
+    rollout.__name__ = "refine" if teacher is None else "refine_taught"
     return rollout

@@ -16,7 +16,7 @@ from typing import Literal
 from agentrl.credit.trees import turn_numbers
 from agentrl.errors import unknown
 from agentrl.evaluate import Graded, right
-from agentrl.select.rows import path_sample
+from agentrl.select.rows import TRAINABLE, path_sample
 from agentrl.select.weights import drop_turns
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Sample
@@ -86,12 +86,13 @@ def verdicts(tree: Tree, attempt: Attempt) -> list[bool]:
 
 
 def refined_sample(tree: Tree, attempt: Attempt, *, mask: bool = True) -> Sample:
-    """The attempt's path with loss on what the policy sampled, wrong turns left out by `mask`."""
-    sample = path_sample(tree, attempt, {"policy"})
-    nodes = tree.path(attempt.leaf)
-    turns = turn_numbers(nodes, [n.source == "policy" for n in nodes])
+    """The attempt's path with loss on what the policy (or its teacher) said, wrong turns left out
+    by `mask`."""
+    sample = path_sample(tree, attempt)
     if not mask:
         return sample
+    nodes = tree.path(attempt.leaf)
+    turns = turn_numbers(nodes, [n.source in TRAINABLE for n in nodes])
     wrong, at = set(), 0
     for node in nodes:
         at += len(node.token_ids)
