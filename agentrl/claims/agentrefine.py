@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import envs
 from agentrl.claims import Claim, Effect
 from agentrl.claims.base import fresh, policy
 from agentrl.config import RunFolder, settings
@@ -22,7 +22,6 @@ from agentrl.engines.characters import CharTokenizer
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.recipes import refine
 from agentrl.recipes._phases import Phases
-from envs.rooms import Rooms
 from envs.rooms.player import MISTAKES, player
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -66,9 +65,8 @@ async def _arm(arm: str, seed: int, path: Path, changes: Mapping[str, Any]) -> d
     student = policy(fresh(tokenizer, seed, hidden=64, layers=2), tokenizer)
     play = player(0.0 if arm == "plain" else MISTAKES, seed)
     teacher = ScriptedPolicy(play, tokenizer=tokenizer)
-    rooms = partial(Rooms, style="compact", seed=seed)
-    student, facts = await refine.learn(phases, chosen, student, teacher, rooms("train"))
-    found = await refine.measure(phases, chosen, "after", student, partial(rooms, budget=BUDGET))
+    student, facts = await refine.learn(phases, chosen, student, teacher, _rooms(seed, 16)("train"))
+    found = await refine.measure(phases, chosen, "after", student, _rooms(seed, BUDGET))
     await student.close()
     metrics = {"games": float(facts["selection"]["kept"])}
     for split, result in found.items():
@@ -78,6 +76,10 @@ async def _arm(arm: str, seed: int, path: Path, changes: Mapping[str, Any]) -> d
             f"{split}.errors": result["errors"],
         }
     return metrics
+
+
+def _rooms(seed: int, budget: int) -> refine.Splits:
+    return lambda split: envs.make("rooms", split=split, style="compact", seed=seed, budget=budget)
 
 
 CLAIM = Claim(
