@@ -27,7 +27,13 @@ import numpy as np
 
 from agentrl.evaluate.accuracy import final
 from agentrl.evaluate.answers import Turn, edit_ratio, pass_at_k, turns_of, voted_right
-from agentrl.evaluate.intervals import RESAMPLES, Estimate, Values, bootstrap
+from agentrl.evaluate.intervals import (
+    RESAMPLES,
+    Estimate,
+    Values,
+    bootstrap,
+    permutation,
+)
 from agentrl.record import Tree
 
 Samples = Sequence[Sequence[Turn]]
@@ -143,8 +149,9 @@ def _transition(t: int, suffix: str) -> dict[str, Metric]:
         "i2c": lambda run: float(_at(run, t).right and not run[0].right),
         "c2i": lambda run: float(run[0].right and not _at(run, t).right),
         "change_rate": lambda run: float(run[0].answer != _at(run, t).answer),
-        "edit_ratio": edited,
     }
+    if t == 2:  # as the paper has it; of every later turn it would be slow
+        found["edit_ratio"] = edited
     return {name + suffix: _mean(of_run) for name, of_run in found.items()}
 
 
@@ -217,7 +224,8 @@ def turn_metrics(
 ) -> dict[str, Any]:
     """Everything this module measures, as JSON.
 
-    `metrics` has `value`, `ci95` and `n` (problems) by name; `turns` the accuracy of each turn, of
+    `metrics` has `value`, `ci95` and `n` (problems) by name, and for differences `p`, the paired
+    permutation test's that there is none; `turns` the accuracy of each turn, of
     votes and of an oracle up to it, and how many of its answers a limit cut off; `equal_samples`
     sampling in parallel beside correcting in sequence for the same number of samples.
     `values(result)` are the bare numbers. Attempts that failed or were not scored are counted
@@ -235,8 +243,17 @@ def turn_metrics(
         "oracle": answers.oracle,
         "turns": _by_turn(answers, metrics),
         "equal_samples": _equal_samples(answers, metrics),
-        "metrics": {n: e.to_json() for n, e in metrics.items()},
+        "metrics": {
+            name: metrics[name].to_json() | _tested(name, found[:, i], seed)
+            for i, name in enumerate(names)
+        },
     }
+
+
+def _tested(name: str, differences_N: Values, seed: int) -> dict[str, float]:
+    if name.partition("@")[0] not in CHANGES:
+        return {}
+    return {"p": round(permutation(differences_N, seed=seed), 5)}
 
 
 def values(result: Mapping[str, Any]) -> dict[str, float]:

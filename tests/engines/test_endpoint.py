@@ -236,6 +236,7 @@ def test_a_slow_server_meets_the_timeout_and_the_deadline():
         (400, EngineError, "status 400"),
         ((400, {"error": {"code": "context_length_exceeded"}}, {}), ContextFullError, "400"),
         ((429, {"error": {"code": "insufficient_quota"}}, {}), BudgetError, "quota"),
+        (402, BudgetError, "quota"),
     ],
 )
 def test_what_cannot_pass_is_not_tried_again(answer, error, says):

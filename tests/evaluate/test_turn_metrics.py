@@ -55,6 +55,13 @@ def test_delta_is_what_was_corrected_less_what_was_spoilt(rows):
     assert found["delta"] == pytest.approx(found["acc@t2"] - found["acc@t1"], abs=2e-4)
 
 
+def test_differences_are_tested_in_pairs():
+    rows = evaluate.turn_metrics(pairs([0] * 6 + [1], [1] * 6 + [0]), resamples=50)["metrics"]
+    assert rows["delta"]["p"] == pytest.approx(evaluate.mcnemar(6, 1))
+    assert rows["gain@t2"]["p"] == rows["delta"]["p"]  # a tie goes to the second answer
+    assert "p" not in rows["i2c"]
+
+
 def test_corrections_are_counted_over_all_problems():
     found = measured(pairs((1, 1, 1, 0), (1, 1, 1, 1)))
     assert found["i2c"] == 0.25  # not 1.0, the share of the wrong ones

@@ -319,7 +319,7 @@ class Endpoint:
             status = int(code) if code.isdigit() else 500
         where = f"{self.model} at {self.url}: {status}: {said}"
         about = f"{code} {said}".lower()
-        if status == 429 and any(word in about for word in _QUOTA):
+        if status == 402 or (status == 429 and any(word in about for word in _QUOTA)):
             raise BudgetError(f"{where}. The account's own quota is used up.")
         if status in _AGAIN or status >= 500:
             return _Again(f"{status}: {said}", retry_after(headers))
