@@ -61,10 +61,13 @@ class Policy(Protocol):
     """A model that samples. Token ids in, token ids out."""
 
     name: str
-    version: int
-    """Counts weight updates; every sampled node carries it."""
     tokenizer: Tokenizer
     max_context: int
+
+    @property
+    def version(self) -> int:
+        """Counts weight updates; every sampled node carries it."""
+        ...
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Sample one completion. Many calls at once are batched by the engine.

@@ -118,7 +118,7 @@ def mean(values: Sequence[float]) -> float:
 def say(text: str, progress: bool) -> None:
     """A line about a step on the standard error stream."""
     if progress:
-        Console(stderr=True).print(text, highlight=False)
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 class Journal:
@@ -187,11 +187,15 @@ class Journal:
             self._keep_if_best(step)
             self._save(self.store, step)
 
+    @property
+    def kept(self) -> int:
+        """The step that `settle` goes back to: the last one where there is no checkpoint."""
+        return int(self.chosen[0]) if self.chosen else self.end
+
     def settle(self) -> None:
-        """Put policy and trainer into the state of the best checkpoint (of the last step where
-        there are none)."""
-        if self.chosen and self.chosen[0] < self.end:
-            self._load(self.bests, int(self.chosen[0]))
+        """Put policy and trainer into the state of the best checkpoint."""
+        if self.kept < self.end:
+            self._load(self.bests, self.kept)
 
     def _keep_if_best(self, step: int) -> None:
         if not self.best:
