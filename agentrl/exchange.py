@@ -255,32 +255,14 @@ def _conversation(
 ) -> Sample:
     """A conversation with the loss on the assistant's turns (from message `train_from` on)."""
     said = [message_of(m) for m in messages]
-    turns = [i for i, m in enumerate(said) if m.role == "assistant"]
-    if not turns or turns[0] == 0 or turns[-1] != len(said) - 1:
-        raise DataError("a conversation to train on begins with a prompt and ends with an answer")
-    ids = list(chat.prompt(said[: turns[0]], tools))
-    weights = [0.0] * len(ids)
-    for n, at in enumerate(turns):
-        if n:
-            suffix = chat.suffix(said[: turns[n - 1] + 1], said[turns[n - 1] + 1 : at], ids, tools)
-            ids, weights = ids[: suffix.keep] + suffix.ids, weights[: suffix.keep]
-            weights += [0.0] * (len(ids) - len(weights))
-        turn = [*chat.encode(said[at].content, trusted=True), *_end(chat)]
-        ids += turn
-        weights += [float(at >= train_from)] * len(turn)
-    return Sample(ids, weights)
-
-
-def _end(chat: Chat) -> list[int]:
-    """The tokens that end a turn."""
-    return chat.tokenizer.encode(chat.end_text) if chat.end_text else [min(chat.tokenizer.eos_ids)]
+    return rows.conversation_sample(chat, said, tools, untrained=range(train_from))
 
 
 def _answered(chat: Chat, prompt: Any, answer: Any, tools: Sequence[ToolSpec]) -> Sample:
     """A prompt and its answer, both text or both messages (the prompt may stand in the answer)."""
     if isinstance(answer, str):
         before = chat.encode(prompt or "", trusted=True)
-        after = [*chat.encode(answer, trusted=True), *_end(chat)]
+        after = [*chat.encode(answer, trusted=True), *rows.turn_end(chat)]
         return Sample([*before, *after], [0.0] * len(before) + [1.0] * len(after))
     if prompt is None:
         return _conversation(chat, answer, tools, train_from=len(answer) - 1)

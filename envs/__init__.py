@@ -38,6 +38,10 @@ _BUILT_IN = {
         "envs.rooms:Rooms",
         "a text game: find a thing and bring it where it belongs; every action is judged",
     ),
+    "scenarios": (
+        "envs.scenarios:Scenarios",
+        "a strong model makes up environments and games in them, which are verified",
+    ),
     "sorting": (
         "envs.sorting:Sorting",
         "strings of digits to be sorted: a toy for models that go on with their own answers",

@@ -92,12 +92,12 @@ def conversation() -> tuple[Tree, list[Message]]:
     tree = Tree(Task("t", tuple(prompt), "none"))
     ids = CHAT.prompt(prompt)
     node = tree.add(None, "user", "template", ids)
-    turn = [*CHAT.encode("a tool"), *exchange._end(CHAT)]
+    turn = [*CHAT.encode("a tool"), *rows.turn_end(CHAT)]
     node = tree.add(node.id, "assistant", "policy", turn, logprobs=[-1.0] * len(turn))
     suffix = CHAT.suffix(said[:2], said[2:3], [*ids, *turn])
     assert suffix.keep == len(ids) + len(turn)
     node = tree.add(node.id, "tool", "environment", suffix.ids)
-    turn = [*CHAT.encode("6!"), *exchange._end(CHAT)]
+    turn = [*CHAT.encode("6!"), *rows.turn_end(CHAT)]
     node = tree.add(node.id, "assistant", "policy", turn, logprobs=[-0.5] * len(turn))
     tree.attempts.append(Attempt(node.id, "final_answer", 1.0))
     tree.attempts.append(Attempt(node.id, "engine_error", None, "lost"))
@@ -153,7 +153,7 @@ def test_arguments_that_fit_no_table(tmp_path: Path) -> None:
 
 
 def test_trl_s_texts_are_encoded_with_the_loss_on_answers() -> None:
-    ends = exchange._end(CHAT)
+    ends = rows.turn_end(CHAT)
     made = exchange.from_trl({"prompt": "1+1=", "completion": "2"}, CHAT)
     assert made.token_ids == [*CHAT.encode("1+1=2"), *ends]
     assert made.weights == [0, 0, 0, 0] + [1] * (1 + len(ends))
@@ -230,7 +230,7 @@ def test_trl_trains_on_it(tmp_path, form) -> None:
     prompt = chat.encode("1+1=")
 
     def answer(text: str) -> Sample:
-        ids = [*chat.encode(text), *exchange._end(chat)]
+        ids = [*chat.encode(text), *rows.turn_end(chat)]
         return Sample([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids))
 
     good, bad = answer("2"), answer("11")

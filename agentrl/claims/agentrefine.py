@@ -24,11 +24,8 @@ from agentrl.recipes import refine
 from agentrl.recipes._phases import Phases
 from envs.rooms.player import MISTAKES, player
 
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"keep": "clean"},
-    "refined": {"keep": "refined"},
-    "unmasked": {"keep": "refined", "mask": False},
-}
+ARMS: Mapping[str, str] = {"plain": "clean", "refined": "refined", "unmasked": "unmasked"}
+"""Which games each arm keeps."""
 BUDGET = 10
 """Actions in a game that is measured; with no mistake, two to seven are needed."""
 
@@ -59,7 +56,7 @@ def run(seed: int, folder: Path, **changes: Any) -> dict[str, dict[str, float]]:
 
 
 async def _arm(arm: str, seed: int, path: Path, changes: Mapping[str, Any]) -> dict[str, float]:
-    chosen = config(seed, **ARMS[arm], **changes)
+    chosen = config(seed, keep=ARMS[arm], **changes)
     tokenizer = CharTokenizer()
     phases = Phases(chosen, RunFolder(path, settings(chosen), resume=True), False, None)
     student = policy(fresh(tokenizer, seed, hidden=64, layers=2), tokenizer)

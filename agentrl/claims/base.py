@@ -9,6 +9,7 @@ from agentrl.chat import Chat
 from agentrl.engines.characters import CharTokenizer
 from agentrl.engines.hf import HFPolicy
 from agentrl.engines.models import tiny_model
+from agentrl.select.rows import conversation_sample
 from agentrl.train import TrainConfig, train
 from agentrl.types import Message, Sample
 
@@ -40,21 +41,10 @@ def fresh(
 def rows(tokenizer: CharTokenizer, conversations: Sequence[Conversation]) -> list[Sample]:
     """Each conversation as a row with loss on the assistant's turns, end marks included."""
     chat = Chat(tokenizer)
-    made = []
-    for conversation in conversations:
-        ids: list[int] = []
-        weights: list[float] = []
-        said: list[Message] = []
-        for role, text in conversation:
-            if role == "assistant":
-                ids = chat.prompt(said)
-                weights += [0.0] * (len(ids) - len(weights))
-            said.append(Message(role, text))  # type: ignore[arg-type]
-            if role == "assistant":
-                ids = tokenizer.encode(tokenizer.render(said))
-                weights += [1.0] * (len(ids) - len(weights))
-        made.append(Sample(ids, weights))
-    return made
+    return [
+        conversation_sample(chat, [Message(role, text) for role, text in conversation])  # type: ignore[arg-type]
+        for conversation in conversations
+    ]
 
 
 def imitate(

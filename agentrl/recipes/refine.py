@@ -3,12 +3,13 @@
 arXiv 2501.01702. Read `run` from top to bottom:
 
     measure    success and progress on the environment's test split, and on those it holds out
-    games      a teacher plays (or makes up) games; every action is judged
+    games      a teacher plays, or makes up whole environments; every action is judged
     select     games that reach the goal after mistakes; wrong turns stay as context, without loss
     tune       plain SFT on the rest
     measure    the same splits again
 
-`keep="clean"` is what it is compared with, plain trajectory tuning: games without a mistake.
+`keep="clean"` is what it is compared with, plain trajectory tuning: games without a mistake;
+`unmasked` are games with mistakes, with loss on these, too; `all` every game that reaches the goal.
 `keep="feedback"` is FAFT: all games, good and bad, behind their feedback.
 """
 
@@ -30,6 +31,7 @@ from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.recipes._phases import Phases, training
 from agentrl.rollouts import refine as game
+from agentrl.rollouts import synthesize
 from agentrl.rollouts.condition import conditioned
 from agentrl.select import faft, refine
 from agentrl.train import export
@@ -39,8 +41,8 @@ from agentrl.types import Sample
 @dataclass(frozen=True)
 class Config:
     """What can be set. `n` games are played for training, `eval_n` a split for measuring;
-    `max_tokens` limits a turn; `cap` (0: none) the games that are kept. An empty `teacher` is the
-    policy itself."""
+    `max_tokens` limits a turn, `script_tokens` an answer that makes up an environment or a game;
+    `cap` (0: none) the games that are kept. An empty `teacher` is the policy itself."""
 
     model: str = "smollm2"
     teacher: str = "scripted:envs.rooms.player:erring"
@@ -50,12 +52,13 @@ class Config:
     n: int = 400
     eval_n: int = 50
     seed: int = 0
-    keep: Literal["refined", "clean", "all", "feedback"] = "refined"
-    mask: bool = True
+    games: Literal["played", "synthesized"] = "played"
+    keep: Literal["refined", "unmasked", "clean", "all", "feedback"] = "refined"
     min_errors: int = 1
     cap: int = 0
     temperature: float = 0.7
     max_tokens: int = 64
+    script_tokens: int = 4096
     lr: float = 1e-4
     epochs: int = 2
     batch_size: int = 8
@@ -73,6 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"n": 8, "eval_n": 2, "held_out": ("unseen",), "epochs": 1},
     "paper": {
         "model": "meta-llama/Meta-Llama-3-8B",
+        "games": "synthesized",
+        "teacher": "openai:gpt-4o",
         "n": 64000,
         "min_errors": 2,
         "lr": 5e-6,
@@ -139,6 +144,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}")
     if config.cap < 0 or config.temperature < 0:
         raise ConfigError("cap and temperature are not negative")
+    if config.games == "synthesized" and config.keep not in ("refined", "unmasked"):
+        raise ConfigError(f"keep={config.keep!r}: synthesized games all have mistakes and repairs")
 
 
 def load_teacher(config: Config, policy: Policy) -> Policy | None:
@@ -154,7 +161,10 @@ def load_teacher(config: Config, policy: Policy) -> Policy | None:
 async def learn(
     phases: Phases, config: Config, policy: Any, teacher: Policy | None, env: Env
 ) -> tuple[Any, dict[str, Any]]:
-    """Games on `env`, and the policy tuned on what is chosen of them. Returns it, with facts."""
+    """Games on `env`, or made up ones, and the policy tuned on what is chosen of them. Returns it,
+    with facts."""
+    if config.games == "synthesized":
+        return await _learn_synthesized(phases, config, policy, teacher or policy)
     trees = await phases.collect(
         "games",
         env,
@@ -172,6 +182,22 @@ async def learn(
     }
 
 
+async def _learn_synthesized(
+    phases: Phases, config: Config, policy: Any, teacher: Policy
+) -> tuple[Any, dict[str, Any]]:
+    """Environments and games that `teacher` makes up, in the paper's way."""
+    env = envs.make("scenarios", seed=config.seed, min_errors=config.min_errors)
+    rollout = synthesize(game_temperature=config.temperature, max_tokens=config.script_tokens)
+    trees = await phases.collect("scenarios", env, rollout, teacher, n=config.n, temperature=1.0)
+    found, dropped = refine.scenarios(evaluate.final(trees))
+    found = found[: config.cap or None]
+    chat = Chat(policy.tokenizer)
+    rows = [refine.scenario_sample(one, chat, mask=config.keep == "refined") for one in found]
+    policy, trained = await phases.fine_tune("tuned", policy, rows)
+    facts = {"kept": len(rows), "dropped": dict(dropped)}
+    return policy, {"selection": facts, "training": trained}
+
+
 def choose(
     config: Config, graded: Sequence[Graded], chat: Chat
 ) -> tuple[list[Sample], dict[str, Any]]:
@@ -180,8 +206,9 @@ def choose(
     if config.keep == "feedback":
         rows = faft.rows(graded, chat)[:cap]
         return rows, {"kept": len(rows), "dropped": {"no partner": len(graded) - len(rows)}}
-    chosen = refine.select(graded, config.keep, min_errors=config.min_errors, cap=cap)
-    rows = chosen.samples(mask=config.mask)
+    keep = "refined" if config.keep == "unmasked" else config.keep
+    chosen = refine.select(graded, keep, min_errors=config.min_errors, cap=cap)
+    rows = chosen.samples(mask=config.keep != "unmasked")
     return rows, {"kept": len(chosen.kept), "dropped": dict(chosen.dropped)}
 
 

@@ -15,6 +15,7 @@ from agentrl.rollouts.rise import rise, rise_collect
 from agentrl.rollouts.self_correct import self_correct
 from agentrl.rollouts.self_debug import self_debug
 from agentrl.rollouts.single_turn import single_turn
+from agentrl.rollouts.synthesize import synthesize
 from agentrl.rollouts.tool_loop import tool_loop
 
 ROLLOUTS: dict[str, Callable[..., Rollout]] = {
@@ -24,6 +25,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "self_correct": self_correct,
     "self_debug": self_debug,
     "refine": refine,
+    "synthesize": synthesize,
     "rise": rise,
     "rise_collect": rise_collect,
 }
@@ -54,5 +56,6 @@ __all__ = [
     "self_correct",
     "self_debug",
     "single_turn",
+    "synthesize",
     "tool_loop",
 ]

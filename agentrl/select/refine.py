@@ -8,18 +8,22 @@ model that made up the game judge it, and so filters by `agentrl.rollouts.synthe
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from agentrl.chat import Chat
 from agentrl.credit.trees import turn_numbers
 from agentrl.errors import unknown
 from agentrl.evaluate import Graded, right
-from agentrl.select.rows import TRAINABLE, path_sample
+from agentrl.select.dedupe import distinct
+from agentrl.select.rows import TRAINABLE, conversation_sample, path_sample
 from agentrl.select.weights import drop_turns
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Sample
+from envs.scenarios import conversation
 
 Keep = Literal["refined", "clean", "all"]
 KEEP: tuple[Keep, ...] = ("refined", "clean", "all")
@@ -99,3 +103,33 @@ def refined_sample(tree: Tree, attempt: Attempt, *, mask: bool = True) -> Sample
         if node.info.get("ok") is False:
             wrong.add(turns[at - 1])
     return drop_turns(sample, turns, wrong)
+
+
+def scenarios(graded: Sequence[Graded]) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The accepted games of `agentrl.rollouts.synthesize`, and why the others are left out.
+
+    Of environments that are nearly the same the first one is kept: personas alone do not make them
+    different.
+    """
+    found, dropped = [], Counter[str]()
+    for _, attempt in graded:
+        scenario = attempt.metrics.get("scenario")
+        if attempt.error is not None:
+            dropped["failed in our hands"] += 1
+        elif not right(attempt) or scenario is None:
+            dropped["never accepted"] += 1
+        else:
+            found.append(scenario)
+    kept = distinct([json.dumps(one["script"], sort_keys=True) for one in found])
+    dropped["duplicate"] = len(found) - len(kept)
+    return [found[i] for i in kept], +dropped
+
+
+def scenario_sample(scenario: Mapping[str, Any], chat: Chat, *, mask: bool = True) -> Sample:
+    """A made-up game as a chat in the student's template; turns that its master flagged are left
+    out of the loss by `mask`."""
+    turns = scenario["turns"]
+    wrong = {2 * i + 1 for i, turn in enumerate(turns) if not turn["ok"]} if mask else set()
+    sample = conversation_sample(chat, conversation(scenario["script"], turns), untrained=wrong)
+    sample.meta["kind"] = "scenario"
+    return sample

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentrl.chat import Chat
 from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError
 from agentrl.evaluate import Graded
 from agentrl.tree import Tree
-from agentrl.types import Attempt, Pair, Sample, Source
+from agentrl.types import Attempt, Message, Pair, Sample, Source, ToolSpec
 
 T = TypeVar("T")
 
@@ -66,6 +67,41 @@ def path_sample(tree: Tree, attempt: Attempt, train_on: Collection[Source] = TRA
         "stop_reason": attempt.stop_reason,
     }
     return Sample(ids, weights, meta=meta)
+
+
+def conversation_sample(
+    chat: Chat,
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec] = (),
+    *,
+    untrained: Container[int] = (),
+) -> Sample:
+    """A conversation that is known as text, through the model's own template.
+
+    The loss is on for the assistant's turns with their end tokens, but not for the messages whose
+    indices are `untrained`. Raises DataError if it does not begin with a prompt and end with an
+    answer.
+    """
+    turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if not turns or turns[0] == 0 or turns[-1] != len(messages) - 1:
+        raise DataError("a conversation to train on begins with a prompt and ends with an answer")
+    ids = list(chat.prompt(messages[: turns[0]], tools))
+    weights = [0.0] * len(ids)
+    for n, at in enumerate(turns):
+        if n:
+            before = turns[n - 1] + 1
+            suffix = chat.suffix(messages[:before], messages[before:at], ids, tools)
+            ids, weights = ids[: suffix.keep] + suffix.ids, weights[: suffix.keep]
+            weights += [0.0] * (len(ids) - len(weights))
+        turn = [*chat.encode(messages[at].content, trusted=True), *turn_end(chat)]
+        ids += turn
+        weights += [float(at not in untrained)] * len(turn)
+    return Sample(ids, weights)
+
+
+def turn_end(chat: Chat) -> list[int]:
+    """The tokens that end a turn."""
+    return chat.tokenizer.encode(chat.end_text) if chat.end_text else [min(chat.tokenizer.eos_ids)]
 
 
 def write(path: str | os.PathLike[str], rows: Sequence[Sample] | Sequence[Pair]) -> None:
