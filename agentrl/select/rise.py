@@ -37,7 +37,7 @@ MAX_WORD = 300
 @dataclass(frozen=True, slots=True)
 class Row:
     """A turn to learn. `mask` has the path's length; `state_mean` is the mean reward of all
-    answers sampled at the same state; `turn` counts from 0."""
+    answers sampled at the same state; `turn` counts from 0; `tokenizer` is its fingerprint."""
 
     token_ids: Sequence[int]
     mask: Sequence[bool]
@@ -45,6 +45,7 @@ class Row:
     task: str
     turn: int
     state_mean: float
+    tokenizer: str | None = None
 
 
 @dataclass(slots=True)
@@ -168,7 +169,7 @@ def _add_rows(
         if reason is not None:
             found.dropped[reason] += 1
         elif nodes is not None:
-            found.rows.append(_row(tree.task.id, i, rewards[i], nodes, said, fmean(candidates)))
+            found.rows.append(_row(tree, i, rewards[i], nodes, said, fmean(candidates)))
 
 
 def repetitive(text: str) -> bool:
@@ -231,17 +232,23 @@ def _without(path: Sequence[Node], gone: Collection[int], turn: int) -> list[Nod
 
 
 def _row(
-    task: str, turn: int, reward: float, nodes: Sequence[Node], said: Sequence[Node], mean: float
+    tree: Tree, turn: int, reward: float, nodes: Sequence[Node], said: Sequence[Node], mean: float
 ) -> Row:
     learnt = {node.id for node in said if node.source in TRAINABLE}
     ids = [i for node in nodes for i in node.token_ids]
     mask = [node.id in learnt for node in nodes for _ in node.token_ids]
-    return Row(ids, mask, reward, task, turn, mean)
+    return Row(ids, mask, reward, tree.task.id, turn, mean, tree.meta.get("tokenizer"))
 
 
 def _sample(row: Row, weight: float, agg: Aggregation) -> Sample:
     """The row with its weight on every learnt token, or shared out among them."""
     each = weight / sum(row.mask) if agg == "row_mean" else weight
     weights = [each if learnt else 0.0 for learnt in row.mask]
-    meta = {"task": row.task, "turn": row.turn, "reward": row.reward, "weight": weight}
+    meta = {
+        "task": row.task,
+        "turn": row.turn,
+        "reward": row.reward,
+        "weight": weight,
+        "tokenizer": row.tokenizer,
+    }
     return Sample(row.token_ids, weights, meta=meta)
