@@ -30,6 +30,10 @@ _BUILT_IN = {
         "envs.functions:Functions",
         "function calling with tools that answer, and the Berkeley leaderboard from local files",
     ),
+    "chains": (
+        "envs.chains:Chains",
+        "operations on digits, modulo 10, from short to long: a toy of graded difficulty",
+    ),
     "gsm8k": (
         "envs.gsm8k:GSM8K",
         "grade-school word problems, from local JSONL files or the Hugging Face hub",
