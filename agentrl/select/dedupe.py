@@ -28,8 +28,8 @@ def prompt_text(task: Task) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of a text, in lower case."""
-    return re.findall(r"\w+", text.lower())
+    """The words, numbers and signs of arithmetic in a text, in lower case."""
+    return re.findall(r"\w+|[-+*/^%=<>]", text.lower())
 
 
 def clean(train: Sequence[Task], test: Sequence[Task], n: int = NGRAM) -> tuple[list[Task], int]:

@@ -39,8 +39,8 @@ def test_arithmetic_is_clean_by_construction():
 
 def test_what_a_model_wrote_is_checked_like_a_problem():
     test = [LONG, "What is 3 + 4?"]
-    found = contaminated(["so: " + LONG + " it is", LONG[:20], "what is 3 4", "what is 3 5"], test)
-    assert found == [True, False, True, False]
+    texts = ["so: " + LONG + " it is", LONG[:20], "what is 3+4", "what is 3 + 5", "what is 3*4"]
+    assert contaminated(texts, test) == [True, False, True, False, False]
 
 
 def test_copies_and_near_copies_are_found():
