@@ -139,15 +139,17 @@ def test_a_finished_run_is_not_done_again(run):
     assert again == json.loads(json.dumps(summary))
 
 
-def test_a_teachers_turns_are_learnt_and_each_iteration_collects_anew(tmp_path):
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_teachers_turns_are_learnt_and_each_iteration_collects_anew(tmp_path, lora):
     def script(text: str) -> str:
         return ANSWERS[text.rsplit("<|user|>?", 1)[1][0]]
 
     teacher = ScriptedPolicy(script, name="teacher", tokenizer=TOKENIZER)
-    summary = learnt(tmp_path / "run", teacher=teacher, iterations=2, epochs=4)
+    summary = learnt(tmp_path / "run", teacher=teacher, iterations=2, epochs=2, lora=lora)
     first, second = summary["iterations"]
     assert first["right_at_once"] + first["right_improved"] == 18
-    assert first["dropped"] == second["dropped"] == {}
+    assert first["dropped"] == {}
+    assert second["training"]["samples"] == second["rows"]
     answers = [
         [
             a.metrics["turns"][0]["answer"]

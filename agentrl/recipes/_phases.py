@@ -146,8 +146,10 @@ class Phases:
         if result.model is policy.model:
             policy.refresh()
         else:
+            version = policy.version
             await policy.close()
             policy = HFPolicy(result.model, policy.tokenizer, name=policy.name)
+            policy.refresh(version=version + 1)
         return policy, {
             "samples": len(rows),
             "steps": result.steps,
