@@ -179,7 +179,7 @@ def test_a_model_that_spent_its_limit_on_thinking_is_truncated_not_malformed():
 def test_retries_end_and_say_why():
     error, fake = one(lambda b, n: 503, retries=2)
     assert isinstance(error, EngineError)
-    assert "3 tries" in str(error)
+    assert "3 of 3 tries" in str(error)
     assert "503: status 503" in str(error)
     assert len(fake.bodies) == 3
 

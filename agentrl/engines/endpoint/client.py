@@ -234,8 +234,8 @@ class Endpoint:
             if tries <= self.retries and line.loop.time() + wait <= end:
                 await asyncio.sleep(wait)
         raise EngineError(
-            f"{self.model} at {self.url}: no answer in {tries} tries and at most "
-            f"{self.deadline_s:g} s: {reason}"
+            f"{self.model} at {self.url}: no answer ({tries} of {self.retries + 1} tries, deadline "
+            f"{self.deadline_s:g} s): {reason}"
         )
 
     async def _try(
