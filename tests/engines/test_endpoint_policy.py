@@ -10,7 +10,7 @@ import pytest
 from agentrl import evaluate, load_policy
 from agentrl.collect import collect
 from agentrl.credit.trees import episode_of
-from agentrl.engines.endpoint import Budget, Endpoint, EndpointPolicy
+from agentrl.engines.endpoint import Budget, Endpoint, EndpointPolicy, Prices
 from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import AgentRLWarning, BudgetError, ConfigError, DataError
 from agentrl.interfaces import Converses, Policy
@@ -223,6 +223,20 @@ def test_it_teaches_a_student():
 def test_text_of_an_end_token_ends_nothing():
     tree, _ = collected(lambda b, n: said("a<|im_end|>b 42"), single_turn())
     assert [n.token_ids[-1] for n in tree.nodes].count(257) == 1
+
+
+def test_where_only_a_name_is_given_the_environment_says_the_rest(monkeypatch, tmp_path):
+    monkeypatch.setenv("AGENTRL_ANSWERS", str(tmp_path))
+    monkeypatch.setenv("AGENTRL_PRICES", "0.5,1.5")
+    name = "openai:m@http://localhost:8000/v1"
+    endpoint = load_policy(name).endpoint
+    assert endpoint.cache.folder == tmp_path
+    assert endpoint.prices == Prices(0.5, 1.5)
+    given = load_policy(name, cache="here", input_price=1, output_price=2).endpoint
+    assert (str(given.cache.folder), given.prices) == ("here", Prices(1.0, 2.0))
+    monkeypatch.setenv("AGENTRL_PRICES", "cheap")
+    with pytest.raises(ConfigError, match="AGENTRL_PRICES"):
+        load_policy(name)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "tokens": "AGENTRL_BUDGET_TOKENS",
     "money": "AGENTRL_BUDGET_MONEY",
 }
+PRICES = "AGENTRL_PRICES"
 _WAIT_S = 0.02
 
 
@@ -28,6 +29,18 @@ class Prices:
 
     input: float
     output: float
+
+    @classmethod
+    def of_environment(cls) -> Prices | None:
+        """AGENTRL_PRICES, as in 0.15,0.6; None where it is not set. Raises ConfigError."""
+        text = os.environ.get(PRICES)
+        if text is None:
+            return None
+        try:
+            input, output = map(float, text.split(","))
+        except ValueError:
+            raise ConfigError(f"{PRICES}={text!r}: give two numbers, as in 0.15,0.6") from None
+        return cls(input, output)
 
     def of(self, prompt: int, completion: int) -> float:
         """What so many tokens cost."""

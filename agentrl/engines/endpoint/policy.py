@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from agentrl.types import (
     ToolSpec,
 )
 
+CACHE_ENV = "AGENTRL_ANSWERS"
 PREFILL = {"continue_final_message": True, "add_generation_prompt": False}
 """What vLLM and SGLang want to go on with the last message instead of answering it."""
 
@@ -184,14 +186,15 @@ def endpoint_policy(
     """The policy `openai:PLACE`, where PLACE is MODEL@URL (MODEL alone: at OPENAI_BASE_URL).
 
     `tokenizer` is whose tokens stand in the tree: `bytes`, or a name that transformers knows.
-    Prices are money for a million tokens. For the other options see `Endpoint` and
-    `EndpointPolicy`; what may be spent is `process_budget`'s. Raises ConfigError for a place or an
-    option that cannot be.
+    Prices are money for a million tokens. Where a policy is only named (a recipe's teacher), cache
+    and prices come from AGENTRL_ANSWERS and AGENTRL_PRICES of the environment. For other options
+    see `Endpoint` and `EndpointPolicy`; what may be spent is `process_budget`'s. Raises ConfigError
+    for a place or an option that cannot be.
     """
     model, _, url = place.rpartition("@") if "@" in place else (place, "", "")
     if (input_price is None) != (output_price is None):
         raise ConfigError(f"openai:{model}: give both input_price and output_price, or neither")
-    priced = None
+    priced = Prices.of_environment()
     if input_price is not None and output_price is not None:
         priced = Prices(float(input_price), float(output_price))
     if limit_name not in ("max_tokens", "max_completion_tokens"):
@@ -202,7 +205,7 @@ def endpoint_policy(
         model,
         url,
         key_env=key_env,
-        cache=cache,
+        cache=cache or os.environ.get(CACHE_ENV),
         prices=priced,
         concurrency=concurrency,
         timeout_s=timeout_s,
