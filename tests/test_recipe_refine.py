@@ -13,9 +13,11 @@ from agentrl.claims import agentrefine
 from agentrl.claims.base import fresh, policy
 from agentrl.config import RunFolder, build, settings
 from agentrl.engines.characters import CharTokenizer
-from agentrl.errors import ConfigError
+from agentrl.engines.scripted import ScriptedPolicy
+from agentrl.errors import AgentRLWarning, ConfigError
 from agentrl.recipes import refine
 from agentrl.select.rows import path_sample
+from tests.envs.test_scenarios import SCRIPT, game
 
 TOKENIZER = CharTokenizer()
 TINY = {
@@ -32,12 +34,15 @@ TINY = {
 }
 
 
-def run(monkeypatch, path, **changes):
+def run(monkeypatch, path, *, positions=256, **changes):
     real = refine.load_policy
 
     def load(name, **options):
         tiny = name == "tiny"
-        return policy(fresh(TOKENIZER, 0, hidden=16), TOKENIZER) if tiny else real(name, **options)
+        if not tiny:
+            return real(name, **options)
+        model = fresh(TOKENIZER, 0, hidden=16, max_positions=positions)
+        return policy(model, TOKENIZER)
 
     monkeypatch.setattr(refine, "load_policy", load)
     config = build(refine.Config, TINY | changes)
@@ -95,3 +100,19 @@ def test_the_claim_runs_on_the_recipe(tmp_path):
     }
     arms = {name.partition(".")[0] for name in named}
     assert arms <= set(agentrefine.ARMS)
+
+
+def test_synthesized_games_are_learnt_from(monkeypatch, tmp_path):
+    script, turns = json.dumps(SCRIPT), json.dumps(game(True, False, False, True))
+    teacher = ScriptedPolicy(lambda text: turns if "Now play" in text else script)
+    monkeypatch.setattr(refine, "load_teacher", lambda config, policy: teacher)
+    settings = {"games": "synthesized", "n": 3, "max_tokens": 4, "script_tokens": 4000}
+    summary = run(monkeypatch, tmp_path / "long", positions=512, **settings, min_errors=2)
+    assert summary["selection"] == {"kept": 1, "dropped": {"duplicate": 2}}
+    assert summary["training"]["samples"] == 1
+    with pytest.warns(AgentRLWarning, match="no trajectory is left"):
+        summary = run(monkeypatch, tmp_path / "short", **settings, min_errors=2)
+    dropped = {"duplicate": 2, "longer than the context": 1}
+    assert summary["selection"] == {"kept": 0, "dropped": dropped}
+    with pytest.raises(ConfigError, match="mistakes and repairs"):
+        run(monkeypatch, tmp_path / "other", **settings, keep="clean")

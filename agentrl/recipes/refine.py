@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,9 +49,9 @@ class Config:
     teacher: str = "scripted:envs.rooms.player:erring"
     env: str = "rooms"
     env_options: dict[str, Any] = field(default_factory=dict)
-    held_out: tuple[str, ...] = ("mislaid", "moved", "reworded", "unseen")
-    n: int = 400
-    eval_n: int = 50
+    held_out: tuple[str, ...] = ("mislaid", "unseen")
+    n: int = 96
+    eval_n: int = 16
     seed: int = 0
     games: Literal["played", "synthesized"] = "played"
     keep: Literal["refined", "unmasked", "clean", "all", "feedback"] = "refined"
@@ -73,7 +74,13 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
-    "smoke": {"n": 8, "eval_n": 2, "held_out": ("unseen",), "epochs": 1},
+    "smoke": {
+        "n": 8,
+        "eval_n": 2,
+        "held_out": ("mislaid",),
+        "env_options": {"budget": 6},
+        "epochs": 1,
+    },
     "paper": {
         "model": "meta-llama/Meta-Llama-3-8B",
         "games": "synthesized",
@@ -161,55 +168,41 @@ def load_teacher(config: Config, policy: Policy) -> Policy | None:
 async def learn(
     phases: Phases, config: Config, policy: Any, teacher: Policy | None, env: Env
 ) -> tuple[Any, dict[str, Any]]:
-    """Games on `env`, or made up ones, and the policy tuned on what is chosen of them. Returns it,
+    """Games on `env`, or made-up ones, and the policy tuned on what is chosen of them. Returns it,
     with facts."""
     if config.games == "synthesized":
-        return await _learn_synthesized(phases, config, policy, teacher or policy)
-    trees = await phases.collect(
-        "games",
-        env,
-        game(max_tokens=config.max_tokens, teacher=teacher),
-        policy,
-        n=config.n,
-        temperature=config.temperature,
-    )
-    rows, facts = choose(config, evaluate.final(trees), Chat(policy.tokenizer))
-    policy, trained = await phases.fine_tune("tuned", policy, rows)
-    return policy, {
-        "games": results(evaluate.final(trees)),
-        "selection": facts,
-        "training": trained,
-    }
-
-
-async def _learn_synthesized(
-    phases: Phases, config: Config, policy: Any, teacher: Policy
-) -> tuple[Any, dict[str, Any]]:
-    """Environments and games that `teacher` makes up, in the paper's way."""
-    env = envs.make("scenarios", seed=config.seed, min_errors=config.min_errors)
-    rollout = synthesize(game_temperature=config.temperature, max_tokens=config.script_tokens)
-    trees = await phases.collect("scenarios", env, rollout, teacher, n=config.n, temperature=1.0)
-    found, dropped = refine.scenarios(evaluate.final(trees))
-    found = found[: config.cap or None]
-    chat = Chat(policy.tokenizer)
-    rows = [refine.scenario_sample(one, chat, mask=config.keep == "refined") for one in found]
-    policy, trained = await phases.fine_tune("tuned", policy, rows)
-    facts = {"kept": len(rows), "dropped": dict(dropped)}
-    return policy, {"selection": facts, "training": trained}
+        making = envs.make("scenarios", seed=config.seed, min_errors=config.min_errors)
+        rollout = synthesize(game_temperature=config.temperature, max_tokens=config.script_tokens)
+        trees = await phases.collect("games", making, rollout, teacher or policy, n=config.n)
+    else:
+        rollout = game(max_tokens=config.max_tokens, teacher=teacher)
+        trees = await phases.collect(
+            "games", env, rollout, policy, n=config.n, temperature=config.temperature
+        )
+    graded = evaluate.final(trees)
+    rows, dropped = choose(config, graded, Chat(policy.tokenizer))
+    fitting = [row for row in rows if len(row.token_ids) <= policy.max_context]
+    dropped["longer than the context"] = len(rows) - len(fitting)
+    policy, trained = await phases.fine_tune("tuned", policy, fitting)
+    selection = {"kept": len(fitting), "dropped": dict(+dropped)}
+    return policy, {"games": results(graded), "selection": selection, "training": trained}
 
 
 def choose(
     config: Config, graded: Sequence[Graded], chat: Chat
-) -> tuple[list[Sample], dict[str, Any]]:
-    """The rows to train on, and what was left out."""
+) -> tuple[list[Sample], Counter[str]]:
+    """The rows to train on, and why the other games are left out."""
     cap = config.cap or None
+    mask = config.keep != "unmasked"
+    if config.games == "synthesized":
+        found, dropped = refine.scenarios(graded)
+        return [refine.scenario_sample(one, chat, mask=mask) for one in found[:cap]], dropped
     if config.keep == "feedback":
-        rows = faft.rows(graded, chat)[:cap]
-        return rows, {"kept": len(rows), "dropped": {"no partner": len(graded) - len(rows)}}
+        rows = faft.rows(graded, chat, cap=cap)
+        return rows, Counter({"no partner": len(graded) - len(rows)})
     keep = "refined" if config.keep == "unmasked" else config.keep
     chosen = refine.select(graded, keep, min_errors=config.min_errors, cap=cap)
-    rows = chosen.samples(mask=config.keep != "unmasked")
-    return rows, {"kept": len(chosen.kept), "dropped": dict(chosen.dropped)}
+    return chosen.samples(mask=mask), chosen.dropped
 
 
 async def measure(

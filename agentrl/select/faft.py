@@ -22,12 +22,14 @@ from agentrl.types import Attempt, Sample
 GOAL = "goal not reached"
 
 
-def rows(graded: Sequence[Graded], chat: Chat, *, ratio: float = 1.0) -> list[Sample]:
+def rows(
+    graded: Sequence[Graded], chat: Chat, *, ratio: float = 1.0, cap: int | None = None
+) -> list[Sample]:
     """A row an attempt, its prompt with its feedback; loss on all that the policy said.
 
     `ratio` bad attempts for each good one, the first ones in order; where there are fewer bad ones,
-    as many good ones as go with them. Attempts that failed in our hands, were cut off or were not
-    scored are neither good nor bad, and left out.
+    as many good ones as go with them; at most `cap` in all. Attempts that failed in our hands, were
+    cut off or were not scored are neither good nor bad, and left out.
     """
     valid = [
         (t, a) for t, a in graded if a.error is None and a.reward is not None and not a.truncated
@@ -35,6 +37,8 @@ def rows(graded: Sequence[Graded], chat: Chat, *, ratio: float = 1.0) -> list[Sa
     good = [(t, a) for t, a in valid if right(a)]
     bad = [(t, a) for t, a in valid if not right(a)]
     n = min(len(good), int(len(bad) / ratio)) if ratio > 0 else len(good)
+    if cap is not None:
+        n = min(n, int(cap / (1 + ratio)))
     chosen = [*good[:n], *bad[: round(n * ratio)]]
     return [row(tree, attempt, feedback_of(tree, attempt), chat) for tree, attempt in chosen]
 

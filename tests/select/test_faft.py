@@ -56,6 +56,8 @@ def test_good_and_bad_are_mixed_one_to_one():
     said = [s.meta["feedback"] for s in made]
     assert said.count(SUCCESS) == len(said) - said.count(SUCCESS) == min(good, 30 - good)
     assert all(s.startswith("violated: goal not reached") for s in said if s != SUCCESS)
+    capped = rows(graded, CHAT, cap=5)
+    assert [s.meta["feedback"] == SUCCESS for s in capped].count(True) * 2 == len(capped) == 4
     more = rows(graded, CHAT, ratio=0.5)
     bad = sum(s.meta["feedback"] != SUCCESS for s in more)
     assert bad == round((len(more) - bad) * 0.5)
