@@ -30,6 +30,9 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "rise_collect": rise_collect,
 }
 
+COUNTS = frozenset({"rounds", "turns", "candidates", "window"})
+"""Options that are whole numbers, besides those that begin with `max_`."""
+
 
 def make(name: str, **options: Any) -> Rollout:
     """The rollout called `name`. Raises ConfigError for an unknown name or option."""
@@ -39,7 +42,7 @@ def make(name: str, **options: Any) -> Rollout:
     for option, value in options.items():
         if option not in parameters:
             raise unknown(f"option of rollout {name!r}:", option, parameters)
-        counts = option.startswith("max_") or option == "rounds"
+        counts = option.startswith("max_") or option in COUNTS
         if counts and value is not None and (type(value) is not int or value < 0):
             raise ConfigError(f"rollout {name!r}: {option} is a whole number from 0, not {value!r}")
     return ROLLOUTS[name](**options)

@@ -34,8 +34,10 @@ def rise(
     max_calls: int = 0,
     max_tokens: int | None = None,
 ) -> Rollout:
-    """Answer `turns` times. With `oracle`, stop at the first right answer; without, nothing that
-    the policy sees depends on whether it was right (`agentrl.evaluate` lets the answers vote).
+    """Several answers in a row, each taken for wrong; with an oracle, until one is right.
+
+    Without `oracle`, nothing that the policy sees depends on whether it was right, and all `turns`
+    are taken (`agentrl.evaluate` lets the answers vote).
 
     `window` W: from turn W (from 0) on the policy sees the task and its last W-1 answers only; no
     more than in training. `feedback` is said after each answer, with the problem behind it
@@ -85,12 +87,12 @@ def rise_collect(
     max_calls: int = 0,
     max_tokens: int | None = None,
 ) -> Rollout:
-    """Attempts until one is right, of which turn number `turns` is improved (section 3 of RISE).
+    """Attempts until one is right; the last is the best of several, or a teacher's.
 
-    Earlier turns are single samples of the policy, so that it learns to leave states that it gets
-    into itself. The last turn is the best of `candidates` samples at the same state (the first of
-    equals), or one answer of `teacher`, who reads the policy's attempts. Each candidate is an
-    attempt; the last attempt of the tree is the chosen one. Its `metrics["candidates"]` are the
+    Turns before number `turns` are single samples of the policy, so that it learns to leave states
+    that it gets into itself. That one is the best of `candidates` samples at the same state (the
+    first of equals), or one answer of `teacher`, who reads the policy's attempts. Each candidate is
+    an attempt; the last attempt of the tree is the chosen one. Its `metrics["candidates"]` are the
     rewards of all at that state. For the other options see `rise`.
 
     Raises ConfigError for numbers that cannot be.

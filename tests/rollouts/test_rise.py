@@ -98,6 +98,12 @@ def test_what_cannot_be_is_refused(options, cause):
         rise(**options)
 
 
+def test_counts_are_whole_numbers():
+    for option in ("turns", "window"):
+        with pytest.raises(ConfigError, match="whole number"):
+            make("rise", **{option: "2"})
+
+
 @pytest.mark.parametrize("options", [{"turns": 1}, {"candidates": 0}])
 def test_a_collection_without_a_turn_to_improve_is_refused(options):
     with pytest.raises(ConfigError, match="rise_collect"):
