@@ -51,8 +51,8 @@ class Sorting:
 
     A task is a string of `length` digits of which the first `symbols` occur, unsorted. `reward` is
     `exact` (1 for the sorted digits, else 0) or `fraction`: the share of neighbours in order, if
-    they are the task's digits (else 0). `prompt` has `{}` where the digits stand. `n` is the size
-    of the split.
+    they are the task's digits (else 0). `prompt` has `{}` where the digits stand; with
+    `brief` the feedback is in two signs, for tiny models. `n` is the size of the split.
     """
 
     split: str = "train"
@@ -61,6 +61,7 @@ class Sorting:
     symbols: int = 10
     reward: Literal["exact", "fraction"] = "exact"
     prompt: str = "Sort these digits in ascending order, and answer with the digits alone: {}"
+    brief: bool = False
     n: int = 1024
     name: str = field(default="sorting", init=False)
     tools: tuple[ToolSpec, ...] = field(default=(), init=False)
@@ -88,7 +89,7 @@ class Sorting:
 
     def open(self, task: Task, box: Sandbox | None) -> SortingEpisode:
         """An episode of `task`; it needs no sandbox."""
-        return SortingEpisode(task, self.reward)
+        return SortingEpisode(task, self.reward, self.brief)
 
     def _generate(self) -> Iterator[Task]:
         rng, seen = Random(f"sorting {self.split} {self.seed}"), set()
@@ -108,8 +109,10 @@ class SortingEpisode:
 
     tools: tuple[ToolSpec, ...] = ()
 
-    def __init__(self, task: Task, reward: Literal["exact", "fraction"]) -> None:
-        self.task, self._reward, self._over = task, reward, False
+    def __init__(
+        self, task: Task, reward: Literal["exact", "fraction"], brief: bool = False
+    ) -> None:
+        self.task, self._reward, self._brief, self._over = task, reward, brief, False
 
     async def reset(self) -> tuple[Message, ...]:
         """The task's prompt."""
@@ -117,7 +120,8 @@ class SortingEpisode:
         return self.task.prompt
 
     async def step(self, message: Message) -> Step:
-        """Grade the answer. `info["feedback"]` names the first pair in wrong order."""
+        """Grade the answer. `info["feedback"]` names the first pair in wrong order, `passed` is the
+        share of neighbours in order (0 if they are not the task's digits)."""
         self._require_open()
         self._over = True
         runs = _DIGITS.findall(message.content)
@@ -125,7 +129,8 @@ class SortingEpisode:
         same = sorted(answer) == sorted(self.task.data["digits"])
         share = ordered(answer) if same else 0.0
         reward = share if self._reward == "fraction" else float(share == 1.0)
-        info = {"answer": answer, "feedback": _feedback(answer, same)}
+        feedback = _feedback(answer, same, self._brief)
+        info = {"answer": answer, "feedback": feedback, "passed": share}
         return Step(reward=reward, terminated=True, info=info)
 
     async def close(self) -> None:
@@ -146,10 +151,10 @@ def split_of(digits: str) -> str:
     return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
 
 
-def _feedback(answer: str, same: bool) -> str:
+def _feedback(answer: str, same: bool, brief: bool) -> str:
     if not same:
-        return "These are not the digits of the task."
+        return "--" if brief else "These are not the digits of the task."
     for a, b in pairwise(answer):
         if a > b:
-            return f"{a} stands before {b}."
-    return "All digits are in order."
+            return f"{a}{b}" if brief else f"{a} stands before {b}."
+    return "ok" if brief else "All digits are in order."

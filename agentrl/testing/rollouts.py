@@ -180,7 +180,8 @@ class _CannedEpisode:
             said = tuple(Message("tool", ANSWER, tool_call_id=c.id) for c in message.tool_calls)
             return Step(said, info={"results": [ExecResult("ok", f"{ANSWER}\n") for _ in said]})
         right = ANSWER in message.content
-        return Step(reward=float(right), terminated=True, info={"answer": ANSWER if right else ""})
+        info = {"answer": ANSWER} if right else {"answer": "", "feedback": "there is no 42 in it"}
+        return Step(reward=float(right), terminated=True, info=info)
 
     async def close(self) -> None: ...
 

@@ -55,6 +55,10 @@ def test_grades():
         assert graded(fraction, other).reward == 0.0, "in order, but not these digits"
     assert graded(exact, "2134").info["feedback"] == "2 stands before 1."
     assert "not the digits" in graded(exact, "1111").info["feedback"]
+    brief = Sorting(length=4, brief=True)
+    said = [graded(brief, text).info["feedback"] for text in ("2134", "1111", "1234")]
+    assert said == ["21", "--", "ok"]
+    assert [graded(brief, text).info["passed"] for text in ("2134", "1111")] == [2 / 3, 0.0]
 
 
 def test_no_string_is_in_both_splits():
