@@ -201,7 +201,11 @@ class Sandbox(Protocol):
 
 @runtime_checkable
 class Episode(Protocol):
-    """One attempt at one task. A second attempt opens a second episode."""
+    """One attempt at one task. A second attempt opens a second episode.
+
+    An episode with an attribute `fenced` that is true wants answers whole, with their fenced blocks
+    (programs); others get the prose alone.
+    """
 
     tools: tuple[ToolSpec, ...]
 

@@ -34,6 +34,10 @@ _BUILT_IN = {
         "envs.chains:Chains",
         "operations on digits, modulo 10, from short to long: a toy of graded difficulty",
     ),
+    "code": (
+        "envs.code:Code",
+        "programs judged by visible and hidden tests: MBPP, HumanEval, 40 problems of our own",
+    ),
     "gsm8k": (
         "envs.gsm8k:GSM8K",
         "grade-school word problems, from local JSONL files or the Hugging Face hub",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from agentrl.errors import AgentRLError, ConfigError, EndedByCode, SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
@@ -27,7 +27,8 @@ DEADLY = frozenset({"timeout", "oom", "output_limit", "crashed", "tampered", "ex
 
 STATE_LOST = "[the interpreter was restarted: earlier variables and imports are gone]"
 
-Grader = Callable[[Task, str], Grade]
+Grader = Callable[[Task, str], Grade | Awaitable[Step]]
+"""Grades the text of an answer; what needs the sandbox for it makes the step itself."""
 
 
 class EpisodeOver(AgentRLError, RuntimeError):
@@ -39,6 +40,7 @@ class QuestionEpisode:
 
     The sandbox session is opened at the first call, and again after code that ended it; the model
     is then told that its state is lost. Only `SandboxError` says that something of ours failed.
+    `fenced` episodes get answers whole, with their blocks (see `agentrl.interfaces.Episode`).
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class QuestionEpisode:
         *,
         tools: Sequence[ToolSpec] = (PYTHON,),
         timeout: float | None = None,
+        fenced: bool = False,
     ) -> None:
         self.task = task
         self.tools = tuple(tools)
+        self.fenced = fenced
         self._grader = grader
         self._box = box
         self._timeout = timeout
@@ -74,6 +78,8 @@ class QuestionEpisode:
             return await self._call(message.tool_calls)
         self._over = "the answer was given"
         grade = self._grader(self.task, message.content)
+        if not isinstance(grade, Grade):
+            return await grade
         return Step(
             reward=1.0 if grade.right else 0.0,
             terminated=True,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -16,12 +14,12 @@ from agentrl.errors import ConfigError, DataError, missing_extra, unknown
 from agentrl.interfaces import Sandbox
 from agentrl.types import Message, Task, ToolSpec
 from envs.base import PYTHON, QuestionEpisode
+from envs.files import VARIABLE, data_file, read_jsonl
 from envs.grading import grade_task
 from envs.values import decimal
 
 SPLITS = ("train", "test")
 HUB = "openai/gsm8k"
-VARIABLE = "AGENTRL_DATA"
 
 
 @dataclass(frozen=True)
@@ -72,30 +70,17 @@ class GSM8K:
 
     @cached_property
     def _tasks(self) -> list[Task]:
-        records = self._hub() if self.source == "hub" else read_jsonl(self._file())
+        records = self._hub() if self.source == "hub" else self._local()
         tasks = [self._task(where, i, record) for i, (where, record) in enumerate(records)]
         if self.seed is not None:
             Random(f"gsm8k {self.seed}").shuffle(tasks)
         return tasks
 
-    def _file(self) -> Path:
-        if self.path is not None:
-            path, cure = Path(self.path), "check the option path"
-        else:
-            folder = os.environ.get(VARIABLE)
-            if not folder:
-                raise ConfigError(
-                    f"gsm8k: no data. Set {VARIABLE} to the folder that holds gsm8k/test.jsonl, "
-                    "give the option path=FILE.jsonl, or read the hub with source='hub'."
-                )
-            path = Path(folder) / "gsm8k" / f"{self.split}.jsonl"
-            cure = f"check the environment variable {VARIABLE} (now {folder!r})"
-        if not path.is_file():
-            raise DataError(
-                f"gsm8k: there is no file {path}; {cure}, give path=FILE.jsonl, "
-                "or read the hub with source='hub'."
-            )
-        return path
+    def _local(self) -> Iterable[tuple[str, Any]]:
+        name = f"gsm8k/{self.split}.jsonl"
+        return read_jsonl(
+            data_file("gsm8k", name, self.path, otherwise="read the hub with source='hub'")
+        )
 
     def _hub(self) -> Iterator[tuple[str, Any]]:
         try:
@@ -137,23 +122,3 @@ def reference(solution: str) -> str | None:
     found = re.search(r"####\s*([^\n]*?)\s*$", solution)
     value = found[1].replace(",", "") if found else ""
     return value if decimal(value) is not None else None
-
-
-def read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
-    """The JSON values of a file, one a line, each with the words that name its place.
-
-    Raises DataError, naming file and line, for a line that is not JSON or not UTF-8.
-    """
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            where = f"{path}, line {number}"
-            if not raw.strip():
-                continue
-            try:
-                yield where, json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8; save the file as UTF-8") from error
-            except ValueError as error:
-                raise DataError(
-                    f"{where}: not valid JSON ({error}); mend or delete this line"
-                ) from error

@@ -214,6 +214,7 @@ class PostfixEpisode:
     """One attempt: the last line of the answer is the program."""
 
     tools: tuple[ToolSpec, ...] = ()
+    fenced = True
 
     def __init__(self, task: Task, shown: int, reward: str = "all") -> None:
         self.task, self._shown, self._reward, self._over = task, shown, reward, ""

@@ -8,9 +8,10 @@ gives the same text. `leti` gives the feedback of LeTI (arXiv 2305.10314, sectio
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentrl.types import ExecResult
+from agentrl.types import ExecError, ExecResult, Verdict
 
 HEAD = TAIL = 400
 """Characters of a tool's answer that are kept at its beginning and at its end."""
@@ -19,6 +20,9 @@ GOOD, BAD = "<|good|>", "<|bad|>"
 OPEN, CLOSE = "<|lang_feedback|>", "<|/lang_feedback|>"
 LETI_TOKENS = (GOOD, BAD, OPEN, CLOSE)
 """What LeTI adds to the vocabulary."""
+
+NOT_LOADED = "the program did not load"
+"""How the judge's detail on a program begins that fails before any test."""
 
 _LETI_CHARS = 2_000  # about 512 tokens
 _ADDRESS = re.compile(r"(<[^<>\n]*\bat )0x[0-9a-fA-F]{4,}")
@@ -121,6 +125,43 @@ def leti(result: ExecResult, *, first_line: int = 1, chars: int = _LETI_CHARS) -
         return Feedback(False, result.status)
     text = "\n".join(_own_lines(error_text(result).split("\n"), first_line))
     return Feedback(False, clip(stable(text), chars // 2, chars - chars // 2))
+
+
+HIDDEN = "a hidden test failed"
+
+
+def verdict_text(verdict: Verdict, tests: Mapping[str, str], *, chars: int = _LETI_CHARS) -> str:
+    """What a model is shown of a program that did not pass; empty for one that did.
+
+    `tests` has the text of each case that may be shown, by its id. Of the first of these that
+    failed, the text and what the program gave or raised, with its own frames and line numbers; of a
+    program that does not even load, only that; what left no traceback is named by its status:
+    `timeout`. Where only others failed, that and no more: their inputs stay secret.
+    """
+    failed = [case for case in verdict.cases if not case.passed and case.status != "not_run"]
+    if verdict.passed:
+        return ""
+    if not failed:
+        return verdict.status
+    case = next((c for c in failed if c.id in tests), failed[0])
+    if case.error is not None and case.detail.startswith(NOT_LOADED):
+        text = _traceback(case.error)
+    elif case.id not in tests:
+        text = HIDDEN
+    elif case.error is not None:
+        text = f"{tests[case.id]}\n{_traceback(case.error)}"
+    elif case.status == "wrong" and case.got:
+        text = f"{tests[case.id]}\nAssertionError: it gave {case.got}"
+    elif case.status in ("wrong", "error", "malformed"):
+        text = f"{tests[case.id]}\n{case.detail}"
+    else:
+        text = case.status
+    return clip(stable(text), chars // 2, chars - chars // 2)
+
+
+def _traceback(error: ExecError) -> str:
+    lines = error.traceback.rstrip("\n").split("\n")
+    return "\n".join(line for line in lines if not _MARKERS.fullmatch(line))
 
 
 def _own_lines(lines: list[str], first_line: int) -> list[str]:

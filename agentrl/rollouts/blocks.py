@@ -186,13 +186,16 @@ def invented_output(cursor: Cursor) -> bool:
     return re.search(r"```(output|tool_output|console)\b", written) is not None
 
 
-def answer_text(cursor: Cursor) -> str:
+def answer_text(cursor: Cursor, episode: Episode) -> str:
     """What the policy says as its answer: its prose after the last output block.
 
-    Where a boxed answer stands only before that, all its prose. Tool output is never in it.
+    Where a boxed answer stands only before that, all its prose; all that it wrote, blocks included,
+    if the episode has `fenced` (its answers are programs). Tool output is never in it.
     """
     segments = list(cursor.turn_segments())
     parts = ["\n" if s == "environment" else t for s, t in segments]
+    if getattr(episode, "fenced", False):
+        return "".join(parts).strip()
     outputs = [i for i, (s, _) in enumerate(segments) if s == "environment"]
     tail = prose("".join(parts[outputs[-1] + 1 :])) if outputs else None
     whole = prose("".join(parts))
@@ -217,14 +220,16 @@ async def grade(
 ) -> Attempt:
     """Let the environment grade the turn's answer and record the attempt.
 
-    A turn that a limit cut off is graded by what it says, and recorded as truncated.
+    A turn that a limit cut off is graded by what it says, and recorded as truncated. The metrics
+    have the environment's `feedback` and `status`, where it gives them.
     """
-    answer = answer_text(cursor)
+    answer = answer_text(cursor, episode)
     step = await episode.step(Message("assistant", answer))
     reason: StopReason = "final_answer"
     if event == "limit":
         full = len(cursor.ids) >= cursor.policy.max_context
         reason = "context_full" if full else "max_tokens"
+    told = {k: step.info[k] for k in ("feedback", "status") if step.info.get(k)}
     return cursor.finish(
         reason,
         reward=step.reward,
@@ -233,5 +238,6 @@ async def grade(
         statuses=list(turn.statuses),
         hallucinated_output=invented_output(cursor),
         sampled_tokens=cursor.sampled_tokens,
+        **told,
         **metrics,
     )

@@ -118,7 +118,7 @@ class Turns:
         self.calls += turn.calls
         self.statuses += turn.statuses
         self.hallucinated |= invented_output(cursor)
-        made = await self._graded(episode, answer_text(cursor), truncated=event == "limit")
+        made = await self._graded(episode, answer_text(cursor, episode), truncated=event == "limit")
         self.answers.append(replace(made, mark=marked))
         return self.answers[-1]
 

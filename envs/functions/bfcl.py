@@ -13,7 +13,7 @@ from typing import Any
 
 from agentrl.errors import ConfigError, DataError
 from agentrl.types import Message, Task
-from envs.gsm8k import VARIABLE, read_jsonl
+from envs.files import VARIABLE, read_jsonl
 
 SETS = {
     "simple": "simple_python",

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrl.errors import ConfigError, SandboxError
 from agentrl.types import CaseResult, CaseStatus, ExecError, Verdict
+from sandboxes.feedback import NOT_LOADED
 from sandboxes.judge import codec
 from sandboxes.judge.compare import Tolerance
 from sandboxes.judge.guest import Died, Guest, Reply, error_of
@@ -129,7 +130,7 @@ async def load(
     if isinstance(value, dict) and value.keys() <= set(names):
         return value
     status, detail, error_shown, _ = failure(reply)
-    return status, f"the program did not load: {detail}", error_shown
+    return status, f"{NOT_LOADED}: {detail}", error_shown
 
 
 def broken_case(name: str, why: Broken) -> CaseResult:
