@@ -78,23 +78,34 @@ class Cursor:
         self.branches: tuple[int, ...] = ()
         self.sampled_tokens = 0
         self._calls = 0
+        self._before = 0  # ids in front of the conversation
         self._turn_node = -1  # where the turn starts
         self._shown = ""  # the conversation up to there, as the template renders it
         self._text = (-1, "")  # a node of this turn, and the turn's text up to it
 
-    def begin(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
+    def begin(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        *,
+        before: Sequence[int] = (),
+    ) -> None:
         """Render the first prompt through the chat template and open the assistant's turn.
 
-        Raises ChatError where the template refuses the messages or does not show the tools.
+        The ids `before` stand in front of it, outside of the conversation (LeTI's verdict); the
+        node's `info["before"]` counts them. Raises ChatError where the template refuses the
+        messages or does not show the tools.
         """
         if self.node >= 0:
             raise TreeError("the conversation has begun; use observe for further messages")
         opening = self.chat.opening(messages, tools)
-        if self.tree.nodes and self.tree.nodes[0].token_ids == tuple(opening.ids):
+        ids, info = [*before, *opening.ids], {"before": len(before)} if before else {}
+        if self.tree.nodes and self.tree.nodes[0].token_ids == tuple(ids):
             node = 0  # a further attempt of the same task shares the prompt
         else:
-            node = self.tree.add(None, "user", "template", opening.ids).id
-        self.messages, self.tools, self.ids = list(messages), tuple(tools), opening.ids
+            node = self.tree.add(None, "user", "template", ids, info=info).id
+        self.messages, self.tools, self.ids = list(messages), tuple(tools), ids
+        self._before = len(before)
         if tools:  # what the template showed belongs to the record
             self.tree.meta["tools"] = [tool.to_json() for tool in tools]
         self._start_turn(node, opening.shown)
@@ -200,12 +211,13 @@ class Cursor:
         """
         self._require_begun()
         history = [*self.messages, self.message()]
-        suffix = self.chat.suffix(history, messages, self.ids, self.tools, shown=self._shown)
-        ids = suffix.ids
-        if suffix.keep < len(self.ids):
+        rendered = self.ids[self._before :]
+        suffix = self.chat.suffix(history, messages, rendered, self.tools, shown=self._shown)
+        ids, keep = suffix.ids, self._before + suffix.keep
+        if keep < len(self.ids):
             self.branches = (*self.branches, self.node)
-            self.node = self.tree.fork(self.node, suffix.keep)
-            self.ids = self.ids[: suffix.keep]
+            self.node = self.tree.fork(self.node, keep)
+            self.ids = self.ids[:keep]
             info = {**info, "rewritten": True}
         elif not self._ended and ids and not self.chat.without_end(ids[:1]):
             self._append("assistant", "template", ids[:1], {})

@@ -9,6 +9,7 @@ from typing import Any
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.hint_infer import hint_infer
+from agentrl.rollouts.leti import leti
 from agentrl.rollouts.refine import refine
 from agentrl.rollouts.replay import replay
 from agentrl.rollouts.rise import rise, rise_collect
@@ -23,6 +24,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "tool_loop": tool_loop,
     "hint_infer": hint_infer,
     "self_correct": self_correct,
+    "leti": leti,
     "self_debug": self_debug,
     "refine": refine,
     "synthesize": synthesize,
@@ -51,6 +53,7 @@ def make(name: str, **options: Any) -> Rollout:
 __all__ = [
     "ROLLOUTS",
     "hint_infer",
+    "leti",
     "make",
     "refine",
     "replay",

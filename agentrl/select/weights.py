@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from agentrl.errors import DataError, unknown
@@ -159,41 +159,3 @@ def focal_weight(probability: float, gamma: float = 2.0) -> float:
     """MFTCoder's focal weight `(1 - q)^gamma` of a row or task whose tokens have mean probability
     q: what is learnt already counts less."""
     return float((1.0 - probability) ** gamma)
-
-
-@dataclass(frozen=True, slots=True)
-class LetiTokens:
-    """The ids of LeTI's four added tokens: verdicts, and the marks around the feedback."""
-
-    good: int
-    bad: int
-    feedback_start: int
-    feedback_end: int
-
-
-def leti_sample(
-    prompt_ids: Sequence[int],
-    program_ids: Sequence[int],
-    tokens: LetiTokens,
-    *,
-    good: bool,
-    feedback_ids: Sequence[int] = (),
-) -> Sample:
-    """LeTI's training row: verdict, feedback, prompt, program, with loss on every token.
-
-    ArXiv 2305.10314: the model learns p(program | verdict, error, task), so what failed comes
-    before the program and is not a repair dialogue. A right program has no feedback, whatever is
-    passed; without any (the coarse-only ablation) its marks are left out too. The text of feedback
-    is made, and cut, by `sandboxes.feedback.leti`. The first token, never predicted, has weight 0:
-    the authors' code counts it in the denominator, here it is counted nowhere.
-    """
-    verdict = [tokens.good if good else tokens.bad]
-    if feedback_ids and not good:
-        verdict += [tokens.feedback_start, *feedback_ids, tokens.feedback_end]
-    ids = [*verdict, *prompt_ids, *program_ids]
-    return Sample(ids, [0.0] + [1.0] * (len(ids) - 1), meta={"good": good})
-
-
-def leti_prompt(prompt_ids: Sequence[int], tokens: LetiTokens, iteration: int) -> list[int]:
-    """What to sample from: the bare prompt in iteration 0, the good verdict before it from then."""
-    return list(prompt_ids) if iteration == 0 else [tokens.good, *prompt_ids]

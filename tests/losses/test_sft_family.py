@@ -18,20 +18,15 @@ from agentrl.errors import ConfigError, DataError
 from agentrl.losses import dft, poft, sft, sft_rows
 from agentrl.losses.masked import masked_inputs, masked_rate
 from agentrl.select.weights import (
-    LetiTokens,
     drop_turns,
     focal_weight,
     key_positions,
     key_weights,
-    leti_prompt,
-    leti_sample,
     normalised,
     reward_weights,
     scaled,
 )
 from agentrl.train import Scorer
-
-TOKENS = LetiTokens(good=100, bad=101, feedback_start=102, feedback_end=103)
 
 
 def loss_of(samples, values, denominator=None) -> float:
@@ -39,19 +34,6 @@ def loss_of(samples, values, denominator=None) -> float:
     if denominator is None:
         denominator = math.fsum(map(trainable_weight, samples))
     return sft(logprobs_BT, batch, denominator).loss.item()
-
-
-def test_leti_samples() -> None:
-    x, y, error = [1, 2], [3, 4, 5], [7, 8]
-    right = leti_sample(x, y, TOKENS, good=True, feedback_ids=error)
-    assert right.token_ids == [100, 1, 2, 3, 4, 5]
-    wrong = leti_sample(x, y, TOKENS, good=False, feedback_ids=error)
-    assert wrong.token_ids == [101, 102, 7, 8, 103, 1, 2, 3, 4, 5]
-    assert wrong.weights == [0.0] + [1.0] * 9  # the feedback and the task are learnt as well
-    coarse = leti_sample(x, y, TOKENS, good=False)
-    assert coarse.token_ids == [101, 1, 2, 3, 4, 5]
-    assert leti_prompt(x, TOKENS, 0) == x
-    assert leti_prompt(x, TOKENS, 1) == [100, 1, 2]
 
 
 def test_leti_is_a_mean_over_tokens_of_the_batch() -> None:
