@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentrl.chat import Chat
@@ -22,7 +22,7 @@ from agentrl.select.dedupe import distinct
 from agentrl.select.rows import TRAINABLE, conversation_sample, path_sample
 from agentrl.select.weights import drop_turns
 from agentrl.tree import Tree
-from agentrl.types import Attempt, Sample
+from agentrl.types import Attempt, Node, Sample
 from envs.scenarios import conversation
 
 Keep = Literal["refined", "clean", "all"]
@@ -37,9 +37,9 @@ class Selection:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def samples(self, *, mask: bool = True) -> list[Sample]:
-        """A row an attempt; with `mask` its wrong turns carry no loss. Rows without any loss
-        cannot be trained on and are left out."""
-        rows = [refined_sample(tree, attempt, mask=mask) for tree, attempt in self.kept]
+        """The attempts' rows; with `mask` wrong turns carry no loss. Rows without any are left
+        out."""
+        rows = [row for kept in self.kept for row in refined_samples(*kept, mask=mask)]
         return [row for row in rows if any(row.weights[1:])]
 
 
@@ -86,23 +86,43 @@ def reject(tree: Tree, attempt: Attempt, keep: Keep, min_errors: int = 1) -> str
 
 def verdicts(tree: Tree, attempt: Attempt) -> list[bool]:
     """Whether each of the attempt's turns was right, as `agentrl.rollouts.refine` recorded it."""
-    return [bool(n.info["ok"]) for n in tree.path(attempt.leaf) if "ok" in n.info]
+    return [
+        bool(node.info["ok"])
+        for _, nodes, counted in _paths(tree, attempt)
+        for node, counts in zip(nodes, counted, strict=True)
+        if counts and "ok" in node.info
+    ]
 
 
-def refined_sample(tree: Tree, attempt: Attempt, *, mask: bool = True) -> Sample:
-    """The attempt's path with loss on what the policy (or its teacher) said, wrong turns left out
-    by `mask`."""
-    sample = path_sample(tree, attempt)
-    if not mask:
-        return sample
-    nodes = tree.path(attempt.leaf)
-    turns = turn_numbers(nodes, [n.source in TRAINABLE for n in nodes])
-    wrong, at = set(), 0
-    for node in nodes:
-        at += len(node.token_ids)
-        if node.info.get("ok") is False:
-            wrong.add(turns[at - 1])
-    return drop_turns(sample, turns, wrong)
+def refined_samples(tree: Tree, attempt: Attempt, *, mask: bool = True) -> list[Sample]:
+    """The attempt with loss on what the policy (or its teacher) said, wrong turns left out by
+    `mask`.
+
+    One row, or several where the template rewrote earlier turns: each turn counts on the path on
+    which it was said.
+    """
+    rows = []
+    for leaf, nodes, counted in _paths(tree, attempt):
+        turns = turn_numbers(nodes, counted)
+        dropped, at = {-1}, 0  # -1: nothing that was said here
+        for node in nodes:
+            at += len(node.token_ids)
+            if mask and node.info.get("ok") is False:
+                dropped.add(turns[at - 1])
+        rows.append(drop_turns(path_sample(tree, replace(attempt, leaf=leaf)), turns, dropped))
+    return rows
+
+
+def _paths(tree: Tree, attempt: Attempt) -> Iterator[tuple[int, list[Node], list[bool]]]:
+    """The paths on which the attempt said something: leaf, nodes, and for each node whether it was
+    said there, and on no earlier path."""
+    seen: set[int] = set()
+    for leaf in (*attempt.branches, attempt.leaf):
+        nodes = tree.path(leaf)
+        originals = [node.info.get("copy_of", node.id) for node in nodes]
+        said = [node.source in TRAINABLE for node in nodes]
+        yield leaf, nodes, [s and i not in seen for s, i in zip(said, originals, strict=True)]
+        seen.update(originals)
 
 
 def scenarios(graded: Sequence[Graded]) -> tuple[list[dict[str, Any]], Counter[str]]:

@@ -11,7 +11,7 @@ from agentrl.engines.models import tiny_model  # noqa: E402
 from agentrl.errors import ConfigError  # noqa: E402
 from agentrl.losses.sft import sft  # noqa: E402
 from agentrl.record import Tree  # noqa: E402
-from agentrl.select.refine import refined_sample, select, verdicts  # noqa: E402
+from agentrl.select.refine import refined_samples, select, verdicts  # noqa: E402
 from agentrl.types import Attempt, Message, Task  # noqa: E402
 
 PROMPT = (1, 2)
@@ -32,6 +32,11 @@ def game(oks, *, reward=1.0, first=10, **how) -> tuple[Tree, Attempt]:
     attempt = Attempt(at, "env_terminated", reward, **how)
     tree.attempts.append(attempt)
     return tree, attempt
+
+
+def only(tree, attempt, **how):
+    (sample,) = refined_samples(tree, attempt, **how)
+    return sample
 
 
 def turn_weights(sample, oks) -> list[list[float]]:
@@ -56,7 +61,7 @@ def turn_weights(sample, oks) -> list[list[float]]:
     ids=["one wrong", "two wrong in a row, then the repair", "none wrong"],
 )
 def test_wrong_turns_have_no_loss_and_stay(oks):
-    sample = refined_sample(*game(oks))
+    sample = only(*game(oks))
     assert turn_weights(sample, oks) == [[float(ok)] * 3 for ok in oks]
     assert list(sample.token_ids) == game(oks)[0].ids(game(oks)[1].leaf), "nothing is deleted"
     assert sum(sample.weights) == 3 * sum(oks), "what the loss divides by: the kept tokens"
@@ -64,7 +69,7 @@ def test_wrong_turns_have_no_loss_and_stay(oks):
 
 def test_without_the_mask_every_turn_is_learnt():
     oks = (True, False, True)
-    assert turn_weights(refined_sample(*game(oks), mask=False), oks) == [[1.0] * 3] * 3
+    assert turn_weights(only(*game(oks), mask=False), oks) == [[1.0] * 3] * 3
 
 
 def loss_of(model, sample, ids=None):
@@ -78,7 +83,7 @@ def loss_of(model, sample, ids=None):
 
 def test_a_wrong_turn_gives_no_gradient_but_is_read_by_what_follows():
     oks = (True, False, True, True, True)
-    sample = refined_sample(*game(oks))
+    sample = only(*game(oks))
     model = tiny_model(32, hidden=16, layers=1, heads=2, kv_heads=2)
     start = len(PROMPT) + 5  # of the wrong turn
     loss, logits_BTV = loss_of(model, sample)
@@ -95,7 +100,7 @@ def test_a_wrong_turn_gives_no_gradient_but_is_read_by_what_follows():
 
 def test_the_loss_divides_by_kept_tokens():
     oks = (True, False, True)
-    sample = refined_sample(*game(oks))
+    sample = only(*game(oks))
     model = tiny_model(32, hidden=16, layers=1, heads=2, kv_heads=2)
     loss, logits_BTV = loss_of(model, sample)
     ids = torch.tensor(sample.token_ids)
@@ -127,3 +132,24 @@ def test_truncated_attempts_are_not_kept():
     tree, attempt = game(ERRED)
     attempt.stop_reason = "context_full"
     assert select([(tree, attempt)]).dropped == {"truncated": 1}
+
+
+def test_turns_that_the_template_rewrote_count_where_they_were_said():
+    tree = Tree(Task("t", (Message("user", "?"),), "rooms"))
+    root = tree.add(None, "user", "template", PROMPT).id
+    first = tree.add(root, "assistant", "policy", (10, END), logprobs=(-0.1, -0.2))
+    first.info["ok"] = False
+    at = tree.add(first.id, "user", "environment", (3,)).id
+    second = tree.add(at, "assistant", "policy", (11, END), logprobs=(-0.1, -0.2))
+    second.info["ok"] = True
+    at = tree.add(root, "user", "environment", (7, 3, 8, 4)).id  # both without their thoughts
+    third = tree.add(at, "assistant", "policy", (12, END), logprobs=(-0.1, -0.2))
+    third.info["ok"] = True
+    attempt = Attempt(third.id, "env_terminated", 1.0, branches=(second.id,))
+    assert verdicts(tree, attempt) == [False, True, True]
+    rows = refined_samples(tree, attempt)
+    assert [list(r.token_ids) for r in rows] == [[1, 2, 10, 9, 3, 11, 9], [1, 2, 7, 3, 8, 4, 12, 9]]
+    assert [list(r.weights) for r in rows] == [[0.0] * 5 + [1.0] * 2, [0.0] * 6 + [1.0] * 2]
+    attempt.branches = (first.id, second.id)
+    rows = refined_samples(tree, attempt, mask=False)
+    assert sum(sum(r.weights) for r in rows) == 6, "each token once"
