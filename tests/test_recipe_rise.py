@@ -132,6 +132,32 @@ def test_what_was_collected_is_counted(run):
     assert (folder / "model" / "config.json").exists()
 
 
+def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch):
+    measure = rise._measure
+
+    async def interrupted(phases, config, phase, *others):
+        if phase == "after_1":
+            raise KeyboardInterrupt
+        return await measure(phases, config, phase, *others)
+
+    monkeypatch.setattr(rise, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learnt(tmp_path / "run")
+    monkeypatch.undo()
+    _, whole = run
+    summary = learnt(tmp_path / "run", resume=True)
+    assert summary["resumed"]
+    assert summary["metrics"] == whole["metrics"]
+
+
+def test_the_evaluation_shows_no_more_history_than_training(run):
+    folder, _ = run
+    for tree in load(folder / "trees" / "after_1_sequence"):
+        asked = [n for n in tree.path(tree.attempts[-1].leaf) if n.role == "user"]
+        assert len(asked) == 2, "the task and one request; three turns were taken"
+        assert len(tree.attempts[-1].metrics["turns"]) == 3
+
+
 def test_a_finished_run_is_not_done_again(run):
     folder, summary = run
     config = rise.Config(**OPTIONS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.chat import Chat
 from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
@@ -98,6 +100,23 @@ def test_an_answer_given_before_is_taken_out_of_the_history():  # 11
     assert found.dropped == Counter(duplicate=1)
     shorter = collected(["a", "b", "42"], turns=3)
     assert [r.token_ids for r in found.rows] == [r.token_ids for r in select([shorter]).rows]
+
+
+@given(st.lists(st.sampled_from(["", "a", "b ", " b", "c"]), min_size=2, max_size=6))
+def test_rows_are_those_of_a_conversation_without_the_answers_that_are_taken_out(answers):  # 11
+    distinct = [
+        a
+        for i, a in enumerate(answers)
+        if a.strip() and a.strip() not in [b.strip() for b in answers[:i]]
+    ]
+    found = select([collected(answers, turns=len(answers))])
+    assert sum(found.dropped.values()) == len(answers) - len(distinct)
+    assert [r.turn for r in found.rows] == [answers.index(a) for a in distinct]
+    ids = [list(r.token_ids) for r in found.rows]
+    if len(distinct) > 1:
+        alone = select([collected(distinct, turns=len(distinct))])
+        assert ids == [list(r.token_ids) for r in alone.rows]
+        assert [r.mask for r in found.rows] == [r.mask for r in alone.rows]
 
 
 def test_an_empty_answer_is_taken_out_even_at_the_start():
