@@ -36,8 +36,8 @@ class Known:
     room: str
     holds: bool = False
     tried: set[str] = field(default_factory=set)
-    failed: Action | None = None
-    """the last action, if it was answered by an error"""
+    lesson: str = ""
+    """what was wrong with the last action, if it was answered by an error"""
 
 
 def player(mistakes: float = MISTAKES, seed: int = 0) -> Callable[[str], str]:
@@ -74,17 +74,13 @@ def _recall(text: str, style: Style) -> Known:
     """What the text so far says."""
     world, wording = words.told(text, style)
     known = Known(world, wording, world.start)
-    for said, answer in _turns(text, style):
+    for said, ok in _turns(text, style):
         action = words.read(said, wording, style)
-        known.failed = None
+        known.lesson = ""
         if isinstance(action, str):
-            known.failed = Action("go", ("",)) if answer == "error" else None
-        elif answer == "error":
-            known.failed = action
-            _, *rest = action.names
-            here = bool(rest) and world.furniture.get(rest[0]) == known.room
-            if action.verb == "take" and here and not known.holds:
-                known.tried.add(rest[0])
+            known.lesson = "That is not one of the actions I have. "
+        elif not ok:
+            known.lesson = _lesson(known, action)
         elif action.verb == "go":
             known.room = action.names[0]
         else:
@@ -92,8 +88,21 @@ def _recall(text: str, style: Style) -> Known:
     return known
 
 
-def _turns(text: str, style: Style) -> Iterator[tuple[str, str]]:
-    """The player's messages since the prompt, each with `ok` or `error`."""
+def _lesson(known: Known, action: Action) -> str:
+    """What was wrong with an action; where the thing is not is remembered."""
+    name, *rest = action.names
+    place = rest[0] if rest else ""
+    room = known.world.furniture.get(place, known.room)
+    if room != known.room:
+        return f"The {place} is in the {room}, and I am not. "
+    if action.verb == "take" and not known.holds:
+        known.tried.add(place)
+        return f"The {name} is not in the {place}. "
+    return "That does not work. "
+
+
+def _turns(text: str, style: Style) -> Iterator[tuple[str, bool]]:
+    """The player's messages since the prompt, and whether each was answered without an error."""
     start = words.end_of_prompt(text, style)
     found = list(_TURNS[style].finditer(text, start))
     for i, match in enumerate(found):
@@ -101,7 +110,7 @@ def _turns(text: str, style: Style) -> Iterator[tuple[str, str]]:
             continue
         error = i + 1 < len(found) and found[i + 1][1] is None
         said = f"Action: {match[1]}" if style == "react" else f"!{match[1]}"
-        yield said, "error" if error else "ok"
+        yield said, not error
 
 
 def _plan(known: Known) -> tuple[Action, Action]:
@@ -144,14 +153,9 @@ def _mistake(
 def _thought(known: Known, action: Action) -> str:
     """A sentence about what went wrong, if something did, and about what comes next."""
     thing, target = known.world.goal
-    said = ""
-    if known.failed is not None and known.failed.verb != "go":
-        said = f"The {thing} is not to be had like that. "
-    elif known.failed is not None:
-        said = "That is not one of the actions I have. "
     if action.verb == "go":
         aim = f"bring the {thing} to the {target}" if known.holds else f"look for the {thing}"
-        return f"{said}I {aim}, so I go to the {action.names[0]}."
+        return f"{known.lesson}I {aim}, so I go to the {action.names[0]}."
     if action.verb == "put":
-        return f"{said}I put the {thing} where it belongs."
-    return f"{said}The {thing} may be in the {action.names[1]}."
+        return f"{known.lesson}I put the {thing} where it belongs."
+    return f"{known.lesson}The {thing} may be in the {action.names[1]}."

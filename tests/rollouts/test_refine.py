@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -99,4 +100,5 @@ def test_the_scripted_player_errs_and_repairs(style):
     assert sum(a.metrics["errors"] > 1 for a in attempts) >= 20
     if style == "react":
         texts = [Chat(TOKENIZER).decode(t.ids(t.attempts[-1].leaf)) for t in trees]
-        assert any("is not to be had like that" in text for text in texts)
+        repaired = r"It is in the (\w+)\.<.*?>Thought: The \w+ is in the \1, and I am not\."
+        assert any(re.search(repaired, text) for text in texts), "the thought says what was wrong"
