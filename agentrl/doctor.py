@@ -92,8 +92,8 @@ def _packages() -> Iterable[Check]:
 def _endpoints() -> Check:
     """Whether the key and the address of an OpenAI-compatible endpoint are set. Whether they are
     of any use would take a request."""
-    from agentrl.engines.endpoint.answers import URL_ENV
     from agentrl.engines.endpoint.client import KEY_ENV
+    from agentrl.engines.endpoint.http import URL_ENV
 
     known = {name: bool(os.environ.get(name)) for name in (KEY_ENV, URL_ENV)}
     shown = ", ".join(f"{name} is {'set' if there else 'not set'}" for name, there in known.items())

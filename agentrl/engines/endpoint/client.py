@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from agentrl.engines.endpoint import wire
-from agentrl.engines.endpoint.answers import (
+from agentrl.engines.endpoint.budget import Budget, Cost, Prices, process_budget
+from agentrl.engines.endpoint.cache import AnswerCache
+from agentrl.engines.endpoint.http import (
     URL_ENV,
     checked_url,
     complaint,
@@ -25,8 +27,6 @@ from agentrl.engines.endpoint.answers import (
     retry_after,
     without_key,
 )
-from agentrl.engines.endpoint.budget import Budget, Cost, Prices, process_budget
-from agentrl.engines.endpoint.store import AnswerCache
 from agentrl.errors import BudgetError, ConfigError, ContextFullError, EngineError, missing_extra
 from agentrl.types import Message, SamplingParams, ToolSpec
 
@@ -42,6 +42,16 @@ _AGAIN = frozenset({408, 409, 425, 429})  # and all from 500 on
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _CONNECT_S = 0.5, 60.0, 20.0
 _CONTEXT = ("context_length", "context length", "maximum context", "too many tokens")
 _QUOTA = ("insufficient_quota", "billing", "credit balance")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request, how its answer is read, and the most that it can cost."""
+
+    url: str
+    body: dict[str, Any]
+    read: Callable[[Mapping[str, Any]], wire.Reply]
+    most: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +200,10 @@ class Endpoint:
         request = {"url": url, "body": body, "sample": sample}
         if self.cache is not None and (found := self.cache.get(request)) is not None:
             return replace(read(found), cached=True)  # it could be read before it was kept
-        most = self._most(body, chosen.max_tokens)
         line = self._connected()
         async with line.slots:
-            answer = await self._tries(line, url, body, most, read)
+            call = _Call(url, body, read, self._most(body, chosen.max_tokens))
+            answer = await self._tries(line, call)
         if self.cache is not None:
             self.cache.put(request, answer.data)
         return answer.reply
@@ -207,52 +217,32 @@ class Endpoint:
         money = self.prices.of(prompt, completion) if self.prices else 0.0
         return Cost(1, prompt + completion, money)
 
-    async def _tries(
-        self,
-        line: _Line,
-        url: str,
-        body: Mapping[str, Any],
-        most: Cost,
-        read: Callable[[Mapping[str, Any]], wire.Reply],
-    ) -> _Answer:
+    async def _tries(self, line: _Line, call: _Call) -> _Answer:
         """Try until there is an answer, the retries are used up, or the deadline would pass."""
-        end, reason, tries = line.loop.time() + self.deadline_s, "no answer", 0
-        for tries in range(1, self.retries + 2):
-            if line.loop.time() >= end:
-                break
-            found = await self._try(line, url, body, most, read, end)
-            if isinstance(found, _Answer):
-                return found
-            reason = found.reason
+        end, most, tries = line.loop.time() + self.deadline_s, self.retries + 1, 1
+        while isinstance(found := await self._try(line, call, end), _Again):
             back_off = min(_FIRST_WAIT_S * 2 ** (tries - 1), _LONGEST_WAIT_S)
-            wait = found.wait_s
-            if wait is None:
-                wait = back_off * _JITTER.uniform(0.5, 1.0)
-            elif line.loop.time() + wait > end:
-                reason += f"; the server asks to wait {wait:.0f} s"
-                break
-            if tries <= self.retries and line.loop.time() + wait <= end:
-                await asyncio.sleep(wait)
-        raise EngineError(
-            f"{self.model} at {self.url}: no answer ({tries} of {self.retries + 1} tries, deadline "
-            f"{self.deadline_s:g} s): {reason}"
-        )
+            asked = found.wait_s
+            wait = back_off * _JITTER.uniform(0.5, 1.0) if asked is None else asked
+            if tries == most or line.loop.time() + wait >= end:
+                told = "" if asked is None else f"; the server asks to wait {asked:.0f} s"
+                raise EngineError(
+                    f"{self.model} at {self.url}: no answer ({tries} of {most} tries, deadline "
+                    f"{self.deadline_s:g} s): {found.reason}{told}"
+                )
+            await asyncio.sleep(wait)
+            tries += 1
+        return found
 
-    async def _try(
-        self,
-        line: _Line,
-        url: str,
-        body: Mapping[str, Any],
-        most: Cost,
-        read: Callable[[Mapping[str, Any]], wire.Reply],
-        end: float,
-    ) -> _Answer | _Again:
+    async def _try(self, line: _Line, call: _Call, end: float) -> _Answer | _Again:
         """Send the request once, within what is left of the budget."""
-        await self.budget.reserve(most)
-        cost = most  # unless it is known: the server may have worked for an answer that got lost
+        await self.budget.reserve(call.most)
+        cost = (
+            call.most
+        )  # unless it is known: the server may have worked for an answer that got lost
         try:
             left = max(0.0, end - line.loop.time())
-            got = await self._send(line, url, body, min(self.timeout_s, left))
+            got = await self._send(line, call, min(self.timeout_s, left))
             if isinstance(got, _Again):
                 cost = cost if got.sent else Cost(1)
                 return got
@@ -264,34 +254,34 @@ class Endpoint:
             if data is None:
                 return _Again("malformed answer: not a JSON object")
             try:
-                reply = read(data)
+                reply = call.read(data)
             except wire.Malformed as error:
                 return _Again(f"malformed answer: {error}")
             if reply.prompt_tokens is not None and reply.completion_tokens is not None:
                 cost = self._cost(reply.prompt_tokens, reply.completion_tokens)
             return _Answer(data, reply)
         finally:
-            self.budget.settle(most, cost)
+            self.budget.settle(call.most, cost)
 
     async def _send(
-        self, line: _Line, url: str, body: Mapping[str, Any], timeout_s: float
+        self, line: _Line, call: _Call, timeout_s: float
     ) -> tuple[int, Mapping[str, str], str] | _Again:
         """The status, headers and text of the answer, without the key wherever it stood in it."""
         import aiohttp
 
         key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        data = json.dumps(call.body, ensure_ascii=False).encode("utf-8", "replace")
         failure, sent = "", True
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 line.session.post(
-                    url,
+                    call.url,
                     data=data,
                     headers={**headers, "Content-Type": "application/json"},
                     allow_redirects=False,
-                    proxy=proxy_of(url),
+                    proxy=proxy_of(call.url),
                 ) as response,
             ):
                 read = bytearray()
