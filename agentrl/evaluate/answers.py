@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import DataError
 from agentrl.types import Attempt
+
+_NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+))(\.\d*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,13 @@ def turns_of(attempt: Attempt) -> list[Turn] | None:
 
 
 def _plain(answer: str) -> str:
-    """Answers vote by their text, but for white space."""
-    return " ".join(answer.split())
+    """Answers vote by their text, but for white space; 1,000 and 1000.0 are one number."""
+    text = " ".join(answer.split())
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return text
+    fraction = (number[2] or "").rstrip("0").rstrip(".")
+    return number[1].replace(",", "").removeprefix("+") + fraction
 
 
 def vote(answers: Sequence[str]) -> int | None:

@@ -7,7 +7,6 @@ metric does not exist.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -117,7 +116,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """The exact two-sided p-value that problems which only one of two got right are as often a's as
     b's (McNemar's test by the binomial distribution); 1 without any such problem."""
     n, few = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(few + 1))
+    tail = term = 1  # n over i, summed for i = 0 to few; whole numbers, so that nothing underflows
+    for i in range(few):
+        term = term * (n - i) // (i + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << n))
 
 

@@ -77,6 +77,25 @@ def test_rise_section_7_13_the_vote():
     assert evaluate.vote([]) is None
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1,000", "1000.0", True),
+        ("+7", "7.", True),
+        (" 3  apples", "3 apples", True),
+        ("0.50", "0.5", True),
+        ("1,00", "100", False),
+        ("-7", "7", False),
+        ("007", "7", False),  # may be digits, not a number
+        ("50%", "50", False),
+        ("1/2", "0.5", False),
+    ],
+)
+def test_numbers_vote_by_their_value(one, other, same):
+    turns = evaluate.turns_of(tree("t", (one, 0.0), (other, 0.0)).attempts[0])
+    assert (turns[0].answer == turns[1].answer) is same
+
+
 def test_nothing_read_is_never_right():
     turns = evaluate.turns_of(tree("t", ("", 0.0), ("", 0.0)).attempts[0])
     assert not voted_right(turns)
