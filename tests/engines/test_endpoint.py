@@ -547,3 +547,26 @@ def test_without_aiohttp_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with warnings.catch_warnings(), pytest.raises(ImportError, match="remote"):
         asyncio.run(Endpoint("m", "http://localhost/v1").chat(HELLO))
+
+
+def test_a_cancelled_call_gives_its_place_back_and_is_charged():
+    async def slow(n):
+        await asyncio.sleep(30 if n == 0 else 0)
+        return said("Hi", usage=(5, 2))
+
+    async def go():
+        budget = Budget()
+        async with (
+            serving(lambda b, n: slow(n)) as fake,
+            Endpoint("m", fake.url, budget=budget, concurrency=1) as endpoint,
+        ):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(endpoint.chat(HELLO), 0.1)
+            lost = budget.spent
+            reply = await asyncio.wait_for(endpoint.chat(HELLO), 5)
+        return reply.text, lost, budget.spent - lost
+
+    text, lost, paid = asyncio.run(go())
+    assert text == "Hi"
+    assert lost.tokens > 512  # the server may be at work still
+    assert paid == Cost(1, 7, 0.0)
