@@ -7,9 +7,9 @@ problem. Names, with t a turn and k a number of samples:
 - `acc@t2`: the answer of turn 2 is right. `delta` = acc@t2 - acc@t1; `i2c` and `c2i` are the shares
   of ALL problems that went from incorrect to correct and back, so that delta = i2c - c2i;
   `change_rate` is the share whose answer changed, `edit_ratio` = lev(y1, y2) / (|y1| + |y2|) of the
-  two texts (SCoRe, arXiv 2409.12917, section 3). `delta@t3`, ...: the same from turn 1 to turn 3.
+  two texts (SCoRe, arXiv 2409.12917, sections 3 and 4). `delta@t3`, ...: from turn 1 to turn 3.
 - `m1@t5`: the majority of the answers of turns 1 to 5 is right, `p1@t5`: one of them is (an oracle
-  stops there), `m5@t1`: the majority of 5 first answers is (RISE, arXiv 2407.18219, section 6);
+  stops there), `m5@t1`: the majority of 5 first answers is (RISE, arXiv 2407.18219);
   `gain@t5` = m1@t5 - m1@t1, `sequential_gain@t5` = m1@t5 - m5@t1, which cost the same samples.
 - `mixed@4`: the majority of 2 second answers, each made after a first one of its own (SCoRe,
   section 6, on inference-compute scaling), to set against `m4@t1`.
@@ -19,7 +19,7 @@ problem. Names, with t a turn and k a number of samples:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,8 +56,8 @@ class Answers:
     unscored: int = 0
     shorter: int = 0
     oracle: bool = False
-    turns: int = field(default=1)
-    samples: int = field(default=1)
+    turns: int = 1
+    samples: int = 1
 
 
 def read(trees: Iterable[Tree]) -> Answers:
