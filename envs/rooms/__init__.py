@@ -5,8 +5,9 @@ Every message of the policy is one action. The environment judges each: `Step.in
 `envs.rooms.world.Fault`) and `progress` (the share of sub-goals reached, from 0 to 1). An action
 that cannot be done changes nothing but counts against the budget.
 
-Four splits measure what carries over. `train` and `test` are houses in which the furniture stands
-where it usually does, and most things lie where they usually do. `mislaid`: nothing lies where it
+Five splits measure what carries over; what is to be brought where, and from which room on, is never
+the same as in training. `train` and `test` are houses in which the furniture stands where it
+usually does, and most things lie where they usually do. `mislaid`: nothing lies where it
 usually does. `moved`: the furniture stands in other rooms as well. `reworded`: other words for the
 three actions. `unseen`: all of that, and (in sentences) a ship, of whose rooms, furniture and
 things training never spoke.
@@ -14,6 +15,7 @@ things training never spoke.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from random import Random
 
@@ -28,6 +30,7 @@ from envs.rooms.world import HOUSE, LETTERS, SHIP, Outcome, World
 __all__ = ["SPLITS", "Rooms", "RoomsEpisode"]
 
 SPLITS = ("train", "test", "mislaid", "moved", "reworded", "unseen")
+TEST_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,22 @@ class Rooms:
         names = LETTERS if self.style == "compact" else SHIP if self.split == "unseen" else HOUSE
         moved = self.split in ("moved", "unseen")
         surprise = 1.0 if self.split == "mislaid" else self.surprise
-        made = world.make(names, rng, surprise=surprise, moved=moved)
+        while True:
+            made = world.make(names, rng, surprise=surprise, moved=moved)
+            if for_test(made) == (self.split != "train"):
+                break
         held_out = self.split in ("reworded", "unseen")
         wording = rng.choice((HELD_OUT if held_out else WORDINGS)[self.style])
         prompt = (Message("user", words.prompt(made, wording, self.style)),)
         data = {"world": asdict(made), "wording": list(wording)}
         task_id = f"rooms-{self.style}-{self.split}-{self.seed}-{index:05d}"
         return Task(task_id, prompt, "rooms", self.split, self.split, data)
+
+
+def for_test(made: World) -> bool:
+    """True for the goals and starting rooms that are kept from training, one in four by a hash."""
+    key = "\x1f".join((*made.goal, made.start))
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()[0] % TEST_SHARE == 0
 
 
 class RoomsEpisode:

@@ -155,6 +155,17 @@ def test_splits_hold_out_words_and_places(style):
     assert not train & test
 
 
+@pytest.mark.parametrize("style", ["react", "compact"])
+def test_no_goal_and_start_of_training_is_measured(style):
+    def goals(split):
+        worlds = [t.data["world"] for t in envs.make("rooms", split=split, style=style).tasks(200)]
+        return {(*w["goal"], w["start"]) for w in worlds}
+
+    train = goals("train")
+    for split in SPLITS[1:]:
+        assert not train & goals(split)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("style", ["react", "compact"])
 def test_rooms_keeps_the_contract(split, style):
