@@ -23,7 +23,7 @@ from agentrl.select.rows import TRAINABLE, conversation_sample, path_sample
 from agentrl.select.weights import drop_turns
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Node, Sample
-from envs.scenarios import conversation
+from envs.scenarios.games import conversation
 
 Keep = Literal["refined", "clean", "all"]
 KEEP: tuple[Keep, ...] = ("refined", "clean", "all")

@@ -11,7 +11,7 @@ import envs
 from agentrl.errors import ConfigError, DataError
 from agentrl.testing import check_env
 from agentrl.types import Message
-from envs.scenarios import actions_of, conversation, read_script, verify
+from envs.scenarios.games import actions_of, conversation, read_script, verify
 
 SCRIPT = {
     "description": "A room with a locked box.",
@@ -51,6 +51,10 @@ def check(turns, before=()):
 def test_broken_json_is_made_anew():
     made = check("[{'observation': ")
     assert (made.accepted, made.turns, made.fault) == (False, (), "the answer is not JSON")
+
+
+def test_json_that_is_nested_without_end_is_a_fault_and_no_crash():
+    assert check("[" * 100_000).fault == "the answer is not JSON"
 
 
 def test_a_missing_key_leaves_the_turns_before_it():
