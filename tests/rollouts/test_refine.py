@@ -13,6 +13,7 @@ from agentrl.engines.characters import CharTokenizer
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.rollouts import refine
 from agentrl.select.refine import verdicts
+from agentrl.testing import check_rollout
 from agentrl.types import SamplingParams, Task
 from envs.rooms import Rooms, words
 from envs.rooms.player import player
@@ -88,6 +89,26 @@ def test_a_full_context_is_truncation_and_not_a_verdict():
     assert attempt.stop_reason == "context_full"
     assert verdicts(tree, attempt) == [True, True]
     assert attempt.reward == 0.0
+
+
+@pytest.mark.parametrize("style", ["react", "compact"])
+def test_every_token_of_a_game_is_in_its_tree(style):
+    check_rollout(refine(), env=Rooms(style=style), script=player(0.3))
+
+
+def test_a_teacher_plays_in_the_students_tokens():
+    student = ScriptedPolicy([], tokenizer=TOKENIZER)
+    teacher = ScriptedPolicy(player(0.0))  # of bytes
+    rollout, params = refine(teacher=teacher), SamplingParams(max_tokens=20)
+    env = Rooms(style="compact", surprise=0.0)
+    trees = asyncio.run(collect(env, rollout, student, n=3, params=params, progress=False))
+    for tree in trees:
+        attempt = tree.attempts[-1]
+        assert attempt.reward == 1.0
+        said = [n for n in tree.path(attempt.leaf) if n.source == "hint"]
+        assert all(n.info["by"] == teacher.name for n in said)
+        assert verdicts(tree, attempt) == [True] * attempt.metrics["played"]
+        assert not any(n.source == "policy" for n in tree.nodes)
 
 
 @pytest.mark.parametrize("style", ["react", "compact"])
