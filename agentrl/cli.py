@@ -14,7 +14,7 @@ from typing import Any
 from agentrl.commands import COMMANDS
 from agentrl.errors import AgentRLError, AgentRLWarning, missing_extra
 
-TRAIN = frozenset({"torch", "transformers", "numpy", "safetensors", "tokenizers"})
+TRAIN = frozenset({"torch", "transformers", "safetensors", "tokenizers"})
 """Packages of the extra `train` that commands import."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
