@@ -32,7 +32,7 @@ _BUILT_IN = {
     ),
     "chains": (
         "envs.chains:Chains",
-        "operations on digits, modulo 10, from short to long: a toy of graded difficulty",
+        "operations on digits, from short to long: a toy of graded difficulty",
     ),
     "code": (
         "envs.code:Code",

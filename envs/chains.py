@@ -1,10 +1,11 @@
 """Chains of operations on digits: small arithmetic of graded difficulty, for tiny models.
 
-`7+5*3-2` is worked out from the left, modulo 10: 7+5 is 2, 2*3 is 6, 6-2 is 4. The policy may write
-down the results on the way, `2,6;4`, each after a comma or a semicolon; the last digit is the
-answer. The more operations, the harder; the more steps are left out, too. One problem so has many
-right texts, as one in words has. What rejection tuning lives on is here in little: problems from
-easy to hard, answers right by luck or by care, demonstrations that skip what they should say.
+`7-5*3+2` is worked out from the left: 7-5 is 2, 2*3 is 6, 6+2 is 8; no result leaves 0 to 9. The
+policy may write down the results on the way, `2,6;8`, each after a comma or a semicolon; the last
+digit is the answer. The more operations the harder, and the more steps are left out. One problem so
+has many right texts, as one in words has. What rejection tuning lives on is here in little:
+problems from easy to hard, answers right by luck or by care, demonstrations that skip what they
+should say.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ SPLITS = ("train", "test")
 TEST_SHARE = 4
 """One chain in this many belongs to the test, by its hash: whatever the seed."""
 
+TRIES = 10_000
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def results(chain: str, modulus: int = 10) -> list[int]:
+def results(chain: str) -> list[int]:
     """The results of a chain's operations, from the left; the last is its value."""
     value, found = int(chain[0]), []
     for sign, digit in zip(chain[1::2], map(int, chain[2::2]), strict=True):
-        value = OPERATIONS[sign](value, digit) % modulus
+        value = OPERATIONS[sign](value, digit)
         found.append(value)
     return found
 
@@ -45,16 +47,14 @@ def results(chain: str, modulus: int = 10) -> list[int]:
 class Chains:
     """The environment. `make("chains", ...)` takes these fields as options.
 
-    `lengths` are numbers of operations; tasks of each take turns, and its kind is `ops3` and so on.
-    `signs` are the operations there are, digits are below `modulus`.
-    `skip` is the share of demonstrations that say the answer alone. `n` is the size of the split.
+    Each of `kinds` says how many operations a task has, and which there are: `4+-` has four sums or
+    differences. Tasks of each kind take turns. `skip` is the share of demonstrations that say the
+    answer alone. `n` is the size of the split.
     """
 
     split: str = "train"
     seed: int = 0
-    lengths: Sequence[int] = (2, 4, 6)
-    signs: str = "+-*"
-    modulus: int = 10
+    kinds: Sequence[str] = ("2+-", "4+-", "6+-*")
     skip: float = 0.0
     n: int = 1024
     name: str = field(default="chains", init=False)
@@ -63,23 +63,18 @@ class Chains:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise unknown("split of chains", self.split, SPLITS)
-        if not self.lengths or min(self.lengths) < 2:
-            raise ConfigError("chains: lengths are numbers of operations, 2 or more each")
         if not 0 <= self.skip <= 1 or self.n < 1:
             raise ConfigError("chains: skip is from 0 to 1, n at least 1")
-        if not self.signs or set(self.signs) - set(OPERATIONS) or not 2 <= self.modulus <= 10:
-            raise ConfigError("chains: signs are of +-*, modulus is from 2 to 10")
-        share = -(-self.n // len(self.lengths))
-        for length in set(self.lengths):
-            most = self.modulus * (self.modulus * len(self.signs)) ** length
-            if share * self.lengths.count(length) > most // (2 * TEST_SHARE):
-                raise ConfigError(
-                    f"chains: there are too few of {length} operations for n={self.n}; ask for "
-                    "fewer, or for longer ones"
-                )
+        if not self.kinds or isinstance(self.kinds, str):
+            raise ConfigError("chains: kinds is a list, such as ['2+-', '4+-']")
+        for kind in self.kinds:
+            _parsed(kind)
 
     def tasks(self, n: int | None = None) -> list[Task]:
-        """The first `n` tasks of the split; the same ones in every process."""
+        """The first `n` tasks of the split; the same ones in every process.
+
+        Raises ConfigError if a kind has no further ones.
+        """
         if n is not None and n < 0:
             raise ConfigError(f"chains: the number of tasks is at least 0, not {n}")
         return list(islice(self._generate(), self.n if n is None else min(n, self.n)))
@@ -90,29 +85,51 @@ class Chains:
 
     def demonstrations(self, task: Task) -> list[str]:
         """The results one after the other; for the share `skip` of tasks the last one alone."""
-        rng, found = Random(f"chains {task.id}"), results(task.data["chain"], self.modulus)
+        rng, found = Random(f"chains {task.id}"), results(task.data["chain"])
         if rng.random() < self.skip:
             return [str(found[-1])]
         return [str(found[0]) + "".join(rng.choice(",;") + str(x) for x in found[1:])]
 
-    def _chain(self, rng: Random, length: int) -> str:
-        digits = [str(rng.randrange(self.modulus)) for _ in range(length + 1)]
-        return digits[0] + "".join(rng.choice(self.signs) + digit for digit in digits[1:])
-
     def _generate(self) -> Iterator[Task]:
         rng, seen = Random(f"chains {self.split} {self.seed}"), set()
         while True:
-            for length in self.lengths:
-                while (chain := self._chain(rng, length)) in seen or split_of(chain) != self.split:
-                    pass
+            for kind in self.kinds:
+                for _ in range(TRIES):
+                    chain = _chain(rng, *_parsed(kind))
+                    if chain and chain not in seen and split_of(chain) == self.split:
+                        break
+                else:
+                    raise ConfigError(f"chains: there are no more of kind {kind!r}; ask for fewer")
                 seen.add(chain)
-                data = {
-                    "chain": chain,
-                    "answer": str(results(chain, self.modulus)[-1]),
-                    "type": "number",
-                }
+                data = {"chain": chain, "answer": str(results(chain)[-1]), "type": "number"}
                 prompt = (Message("user", f"{chain}="),)
-                yield Task(f"chains-{chain}", prompt, self.name, f"ops{length}", self.split, data)
+                yield Task(f"chains-{chain}", prompt, self.name, kind, self.split, data)
+
+
+def _parsed(kind: str) -> tuple[int, str]:
+    """How many operations, and their signs. Raises ConfigError for another notation."""
+    found = re.fullmatch(r"([1-9][0-9]*)([-+*]+)", kind)
+    if found is None or int(found[1]) < 2:
+        raise ConfigError(f"chains: kind {kind!r} is not a number from 2 with signs of +-*: '4+-'")
+    return int(found[1]), found[2]
+
+
+def _chain(rng: Random, length: int, signs: str) -> str:
+    """A random chain; empty where its results would leave the digits."""
+    value = rng.randrange(10)
+    chain = str(value)
+    for _ in range(length):
+        steps = [
+            (sign, digit)
+            for sign in signs
+            for digit in range(1, 10)
+            if 0 <= OPERATIONS[sign](value, digit) <= 9
+        ]
+        if not steps:
+            return ""
+        sign, digit = rng.choice(steps)
+        chain, value = f"{chain}{sign}{digit}", OPERATIONS[sign](value, digit)
+    return chain
 
 
 def split_of(chain: str) -> str:
