@@ -225,6 +225,22 @@ def test_ids_of_another_tokenizer_are_refused(capsys, monkeypatch, tmp_path):
     assert "made with another tokenizer (another)" in error
 
 
+def test_rows_are_selected_by_every_method_with_its_settings(capsys, tmp_path):
+    out, rows = str(tmp_path / "t"), str(tmp_path / "rows.jsonl")
+    argv = ["--samples", "2", "--out", out]
+    assert main(["rollout", "--env", "arithmetic", *RIGHT, "-n", "3", *argv]) == 0
+    kept = {"raft": 3, "raft ranking=global keep=2": 2, "superhf keep=4": 4, "dart k=2": 3}
+    for words, n in kept.items():
+        method, *given = words.split()
+        capsys.readouterr()
+        assert main(["select", method, out, rows, *given, "--policy", "scripted"]) == 0
+        assert f"kept {n} of 6" in capsys.readouterr().out
+        assert len(Path(rows).read_text().splitlines()) == n
+    assert "ranking" in fails(capsys, "select", "raft", out, rows, "rank=1", "--policy", "scripted")
+    fails(capsys, "select", "raft", out, rows, "keep=many", "--policy", "scripted")
+    fails(capsys, "select", "dart", out, rows, "--greedy", out, "--policy", "scripted")
+
+
 def test_the_override_of_isolation_is_at_hand(capsys, tmp_path):
     (tmp_path / "p.py").write_text("print(6 * 7)")
     assert main(["sandbox", "run", str(tmp_path / "p.py"), "--isolation", "none", "--json"]) == 0

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentrl import config as settings
 from agentrl.commands.common import command_of
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from agentrl.chat import Chat
+    from agentrl.evaluate import Graded
+    from agentrl.types import Sample
+
+
+SELECTORS: dict[str, tuple[str, ...]] = {
+    "hint_rft": ("cap", "max_tokens"),
+    "raft": ("ranking", "keep", "least", "seed"),
+    "superhf": ("keep", "seed"),
+    "dart": ("quota", "k"),
+}
+"""The selectors that read trees alone, with their settings."""
 
 
 def add_select(commands: Any) -> None:
@@ -19,10 +35,13 @@ def add_select(commands: Any) -> None:
         "agentrl select hint_rft runs/demo/trees/train_hinted rows.jsonl "
         "--greedy runs/demo/trees/train_greedy --policy smollm2",
     )
-    c.add_argument("method", choices=["hint_rft"])
+    c.add_argument("method", choices=list(SELECTORS))
     c.add_argument("source", type=Path, metavar="IN", help="a folder of trees")
     c.add_argument("target", type=Path, metavar="OUT", help="JSON lines of rows")
-    c.add_argument("--greedy", type=Path, help="greedy trees: keep only what was wrong there")
+    c.add_argument("settings", nargs="*", metavar="key=value", help=_selector_settings())
+    c.add_argument(
+        "--greedy", type=Path, help="hint_rft: greedy trees; keep only what was wrong there"
+    )
     c.add_argument("--policy", default="smollm2", help="the model whose tokenizer made the trees")
     c.set_defaults(run=run_select)
 
@@ -30,22 +49,51 @@ def add_select(commands: Any) -> None:
 def run_select(options: argparse.Namespace) -> int:
     """`agentrl select`."""
     from agentrl import evaluate, store
-    from agentrl.select import hint_rft, rows
+    from agentrl.select import rows
 
+    given: dict[str, Any] = settings.pairs(options.settings)
+    for name in given:
+        if name not in SELECTORS[options.method]:
+            raise unknown(f"setting of {options.method}:", name, SELECTORS[options.method])
     chat = chat_of(options.policy)
-    greedy = None
     if options.greedy:
         graded = evaluate.final(store.load(options.greedy))
-        greedy = {t.task.id: evaluate.right(a) for t, a in graded if a.error is None}
+        given["greedy_right"] = {t.task.id: evaluate.right(a) for t, a in graded if a.error is None}
     trees = store.load(options.source)
     made_with = {t.meta.get("tokenizer") for t in trees}
     _require_tokenizer(made_with, chat.tokenizer, f"the trees in {options.source}", options.policy)
-    selection = hint_rft.select(evaluate.final(trees), chat, greedy_right=greedy)
-    rows.write(options.target, selection.samples(chat))
-    print(f"kept {len(selection.kept)} of {len(trees)} in {options.target}")
-    for reason, count in selection.dropped.most_common():
+    try:
+        made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
+    except TypeError as error:  # a value of another type, compared
+        raise ConfigError(f"{options.method}: {error}") from error
+    rows.write(options.target, made)
+    print(f"kept {len(made)} of {len(trees)} in {options.target}")
+    for reason, count in dropped.most_common():
         print(f"dropped {count}: {reason}")
     return 0
+
+
+def _selected(
+    method: str, graded: Sequence[Graded], chat: Chat, given: dict[str, Any]
+) -> tuple[list[Sample], Counter[str]]:
+    """The rows that a selector makes of attempts, and why it left others out."""
+    from agentrl.select import dart, hint_rft, raft, superhf
+
+    if method == "hint_rft":
+        hinted = hint_rft.select(graded, chat, **given)
+        return hinted.samples(chat), hinted.dropped
+    if "greedy_right" in given:
+        raise ConfigError(f"--greedy is for hint_rft, not for {method}")
+    if method == "dart":
+        quota = dart.quotas(dart.difficulty(graded), **given)
+        chosen = dart.select([g for g in graded if g[0].task.id in quota], quota, chat)
+    else:
+        chosen = (raft.select if method == "raft" else superhf.select)(graded, **given)
+    return chosen.rows(), chosen.dropped
+
+
+def _selector_settings() -> str:
+    return "; ".join(f"{name}: {', '.join(keys)}" for name, keys in SELECTORS.items())
 
 
 def _require_tokenizer(made_with: set[Any], tokenizer: Any, what: str, model: str) -> None:

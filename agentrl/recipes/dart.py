@@ -43,7 +43,7 @@ class Config:
     sampler: str = ""
     env: str = "arithmetic"
     env_options: dict[str, Any] = field(default_factory=dict)
-    quota: Literal["uniform", "prop2diff"] = "prop2diff"
+    quota: dart.Quota = "prop2diff"
     k: int = 4
     probe: int = 8
     cap: int = 64
@@ -217,10 +217,7 @@ async def allocate(
     }
     probed = await phases.collect("probe", env, rollout, sampler, samples=config.probe, **how)
     difficulties = dart.difficulty(evaluate.final(probed))
-    if config.quota == "uniform":
-        quota = dart.uniform(list(difficulties), config.k)
-    else:
-        quota = dart.prop2diff(difficulties, config.k)
+    quota = dart.quotas(difficulties, config.quota, config.k)
     how["tasks"] = [task for task in tasks if task.id in quota]
     trees = await phases.collect(
         "answers", env, rollout, sampler, samples=config.cap, enough=dart.until(quota, chat), **how

@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from agentrl.chat import Chat
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, unknown
 from agentrl.evaluate import Graded, final, right
 from agentrl.select.dedupe import comparable
 from agentrl.select.rows import Selection, unusable
 from agentrl.tree import Tree
 from agentrl.types import Attempt
+
+Quota = Literal["uniform", "prop2diff"]
 
 
 def difficulty(graded: Sequence[Graded]) -> dict[str, float]:
@@ -50,6 +53,24 @@ def prop2diff(difficulties: Mapping[str, float], k: int) -> dict[str, int]:
     share = {task: d / top if top > 0 else 0.0 for task, d in difficulties.items()}
     # rounding: 0.3 / 0.1 must not become one more than 3
     return {task: max(1, math.ceil(_positive(k) * s - 1e-9)) for task, s in share.items()}
+
+
+def quotas(
+    difficulties: Mapping[str, float], quota: Quota = "prop2diff", k: int = 4
+) -> dict[str, int]:
+    """The allocation called `quota`. Raises ConfigError for another name."""
+    if quota not in ("uniform", "prop2diff"):
+        raise unknown("quota", quota, ("uniform", "prop2diff"))
+    return uniform(list(difficulties), k) if quota == "uniform" else prop2diff(difficulties, k)
+
+
+def matched(difficulties: Mapping[str, float], rows: int) -> int:
+    """The largest `k` for which `prop2diff` asks for no more than `rows` answers in all (at least
+    1): so that two allocations can be compared at equal size."""
+    k = 1
+    while k < rows and sum(prop2diff(difficulties, k + 1).values()) <= rows:
+        k += 1
+    return k
 
 
 def _positive(k: int) -> int:

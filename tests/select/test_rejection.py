@@ -155,6 +155,15 @@ def test_quotas_in_proportion_to_difficulty():
 
 
 @given(st.dictionaries(st.text(), st.floats(0, 1), min_size=1), st.integers(1, 300))
+def test_two_allocations_of_equal_size(d, rows):
+    k = dart.matched(d, rows)
+    assert sum(dart.quotas(d, k=k).values()) <= max(rows, len(d))
+    assert k == max(rows, 1) or sum(dart.quotas(d, k=k + 1).values()) > rows
+    with pytest.raises(ConfigError, match="quota"):
+        dart.quotas(d, "even")  # type: ignore[arg-type]
+
+
+@given(st.dictionaries(st.text(), st.floats(0, 1), min_size=1), st.integers(1, 300))
 def test_quotas_are_between_one_and_k_and_ordered_by_difficulty(d, k):
     quota = dart.prop2diff(d, k)
     assert all(1 <= q <= k for q in quota.values())
