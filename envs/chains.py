@@ -1,7 +1,7 @@
 """Chains of operations on digits: small arithmetic of graded difficulty, for tiny models.
 
 `7-5*3+2` is worked out from the left: 7-5 is 2, 2*3 is 6, 6+2 is 8; no result leaves 0 to 9. The
-policy may write down the results on the way, `2,6;8`, each after a comma or a semicolon; the last
+policy may write down the results on the way, `:2,6;8`, each after a comma or a semicolon; the last
 digit is the answer. The more operations the harder, and the more steps are left out. One problem so
 has many right texts, as one in words has. What rejection tuning lives on is here in little:
 problems from easy to hard, answers right by luck or by care, demonstrations that skip what they
@@ -88,7 +88,7 @@ class Chains:
         rng, found = Random(f"chains {task.id}"), results(task.data["chain"])
         if rng.random() < self.skip:
             return [str(found[-1])]
-        return [str(found[0]) + "".join(rng.choice(",;") + str(x) for x in found[1:])]
+        return [f":{found[0]}" + "".join(rng.choice(",;") + str(x) for x in found[1:])]
 
     def _generate(self) -> Iterator[Task]:
         rng, seen = Random(f"chains {self.split} {self.seed}"), set()

@@ -32,14 +32,15 @@ def test_a_demonstration_says_every_result_in_one_of_many_texts():
     env = envs.make("chains", kinds=["4+-"], n=100)
     texts = [env.demonstrations(t)[0] for t in env.tasks()]
     for task, text in zip(env.tasks(), texts, strict=True):
-        assert [int(c) for c in text[::2]] == results(task.data["chain"])
-        assert set(text[1::2]) <= {",", ";"}
-    assert len({text[1::2] for text in texts}) == 8
+        assert [int(c) for c in text[1::2]] == results(task.data["chain"])
+        assert text[0] == ":"
+        assert set(text[2::2]) <= {",", ";"}
+    assert len({text[2::2] for text in texts}) == 8
 
 
 @pytest.mark.parametrize(
     ("text", "answer", "reason"),
-    [("2,6;4", "4", "right"), ("4", "4", "right"), ("4,5", "5", "wrong"), ("?", "", "no_answer")],
+    [(":2,6;4", "4", "right"), ("4", "4", "right"), ("4,5", "5", "wrong"), ("?", "", "no_answer")],
 )
 def test_the_last_digit_is_the_answer(text, answer, reason):
     task = envs.make("chains").tasks(1)[0]
