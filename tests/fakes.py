@@ -12,7 +12,7 @@ from agentrl.chat import Chat
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.interfaces import Rollout
 from agentrl.tree import Cursor, Tree
-from agentrl.types import ExecResult, Message, SamplingParams, Step, Task, ToolSpec
+from agentrl.types import Attempt, ExecResult, Message, SamplingParams, Step, Task, ToolSpec
 
 PYTHON = ToolSpec("python", "Run Python code.", {"type": "object", "properties": {}})
 
@@ -101,3 +101,16 @@ def text(tree: Tree, chat: Chat | None = None, leaf: int | None = None) -> str:
     """The decoded path of the last attempt."""
     leaf = tree.attempts[-1].leaf if leaf is None else leaf
     return (chat or Chat(ScriptedPolicy([]).tokenizer)).decode(tree.ids(leaf))
+
+
+def attempt_at(
+    id: str, number: int, reward: float | None, text: str = "", **kw: Any
+) -> tuple[Tree, Attempt]:
+    """A graded attempt: a prompt, an answer, an end."""
+    chat = Chat(ScriptedPolicy([]).tokenizer)
+    tree = Tree(task(id), meta={"attempt": number})
+    tree.add(None, "user", "template", chat.prompt(tree.task.prompt))
+    ids = [*chat.encode(text or f"answer {number}"), 257]
+    leaf = tree.add(0, "assistant", "policy", ids, logprobs=[-0.5] * len(ids)).id
+    tree.attempts.append(Attempt(leaf, kw.pop("stop", "final_answer"), reward=reward, **kw))
+    return tree, tree.attempts[-1]

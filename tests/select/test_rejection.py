@@ -16,21 +16,10 @@ from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import ConfigError, DataError
 from agentrl.rollouts import single_turn
 from agentrl.select import clear, dart, grape, raft, s3ft, superhf
-from agentrl.tree import Tree
-from agentrl.types import Attempt, Message, Sample, Task
-from tests.fakes import run, task
+from agentrl.types import Message, Sample, Task
+from tests.fakes import attempt_at, run, task
 
 CHAT = Chat(ByteTokenizer())
-
-
-def attempt_at(id: str, number: int, reward: float | None, text: str = "", **kw):
-    """A graded attempt: a prompt, an answer, an end."""
-    tree = Tree(task(id), meta={"attempt": number})
-    tree.add(None, "user", "template", CHAT.prompt(tree.task.prompt))
-    ids = [*CHAT.encode(text or f"answer {number}"), 257]
-    leaf = tree.add(0, "assistant", "policy", ids, logprobs=[-0.5] * len(ids)).id
-    tree.attempts.append(Attempt(leaf, kw.pop("stop", "final_answer"), reward=reward, **kw))
-    return tree, tree.attempts[-1]
 
 
 def table(rewards):
