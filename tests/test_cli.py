@@ -234,11 +234,24 @@ def test_rows_are_selected_by_every_method_with_its_settings(capsys, tmp_path):
         method, *given = words.split()
         capsys.readouterr()
         assert main(["select", method, out, rows, *given, "--policy", "scripted"]) == 0
-        assert f"kept {n} of 6" in capsys.readouterr().out
+        assert f"{n} rows of 6 trees" in capsys.readouterr().out
         assert len(Path(rows).read_text().splitlines()) == n
     assert "ranking" in fails(capsys, "select", "raft", out, rows, "rank=1", "--policy", "scripted")
     fails(capsys, "select", "raft", out, rows, "keep=many", "--policy", "scripted")
     fails(capsys, "select", "dart", out, rows, "--greedy", out, "--policy", "scripted")
+
+
+def test_a_turn_is_a_row_of_rise(capsys, tmp_path):
+    out, rows = str(tmp_path / "t"), str(tmp_path / "rows.jsonl")
+    argv = ["--rollout", "rise_collect", "rollout.candidates=2", "-n", "3", "--out", out]
+    assert main(["rollout", "--env", "arithmetic", *POLICY, *argv]) == 0
+    for given, n in (([], 3), (["keep=success", "baseline=none"], 0)):
+        capsys.readouterr()
+        assert main(["select", "rise", out, rows, *given, "--policy", "scripted"]) == 0
+        assert f"{n} rows of 3 trees" in capsys.readouterr().out
+        assert len(Path(rows).read_text().splitlines()) == n
+    error = fails(capsys, "select", "rise", out, rows, "keep=some", "--policy", "scripted")
+    assert "keep rule" in error
 
 
 def test_the_override_of_isolation_is_at_hand(capsys, tmp_path):

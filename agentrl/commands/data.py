@@ -23,6 +23,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "raft": ("ranking", "keep", "least", "seed"),
     "superhf": ("keep", "seed"),
     "dart": ("quota", "k"),
+    "rise": ("keep", "improved_only", "max_length", "tau", "baseline", "agg", "cap", "unit_mean"),
 }
 """The selectors that read trees alone, with their settings."""
 
@@ -67,7 +68,7 @@ def run_select(options: argparse.Namespace) -> int:
     except TypeError as error:  # a value of another type, compared
         raise ConfigError(f"{options.method}: {error}") from error
     rows.write(options.target, made)
-    print(f"kept {len(made)} of {len(trees)} in {options.target}")
+    print(f"{len(made)} rows of {len(trees)} trees in {options.target}")
     for reason, count in dropped.most_common():
         print(f"dropped {count}: {reason}")
     return 0
@@ -77,13 +78,18 @@ def _selected(
     method: str, graded: Sequence[Graded], chat: Chat, given: dict[str, Any]
 ) -> tuple[list[Sample], Counter[str]]:
     """The rows that a selector makes of attempts, and why it left others out."""
-    from agentrl.select import dart, hint_rft, raft, superhf
+    from agentrl.select import dart, hint_rft, raft, rise, superhf
 
     if method == "hint_rft":
         hinted = hint_rft.select(graded, chat, **given)
         return hinted.samples(chat), hinted.dropped
     if "greedy_right" in given:
         raise ConfigError(f"--greedy is for hint_rft, not for {method}")
+    if method == "rise":
+        rules = ("keep", "improved_only", "max_length")
+        which = {name: given.pop(name) for name in rules if name in given}
+        turns = rise.select([tree for tree, _ in graded], **which)
+        return turns.samples(**given), turns.dropped
     if method == "dart":
         quota = dart.quotas(dart.difficulty(graded), **given)
         chosen = dart.select([g for g in graded if g[0].task.id in quota], quota, chat)
