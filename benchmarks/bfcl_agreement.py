@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from agentrl.config import update_section
 from agentrl.types import ToolCall
 from envs.functions import bfcl, checker
 
@@ -30,9 +31,11 @@ Call = dict[str, dict[str, Any]]
 
 PEER = """
 import json, sys
+from importlib import metadata
 from bfcl_eval.constants.enums import Language
 from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
 NAMES = {"simple": "simple_python"}
+print(json.dumps("bfcl-eval " + metadata.version("bfcl-eval")))
 for line in sys.stdin:
     row = json.loads(line)
     try:
@@ -249,16 +252,16 @@ def ours(row: Mapping[str, Any]) -> bool:
     return checker.check(calls, row["functions"], row["wanted"]).valid
 
 
-def peers(python: str, rows: Sequence[Mapping[str, Any]]) -> list[bool | str]:
-    """The public checker's verdicts; a text where it failed with an exception."""
+def peers(python: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[bool | str]]:
+    """The public checker's version and verdicts; a text where it failed with an exception."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     done = subprocess.run(
         [python, "-c", PEER], input=lines, capture_output=True, text=True, check=False
     )
-    verdicts = [json.loads(line) for line in done.stdout.splitlines() if line[:1] in 'tf"']
-    if done.returncode or len(verdicts) != len(rows):
+    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] in 'tf"']
+    if done.returncode or len(said) != len(rows) + 1:
         raise SystemExit(f"{python} cannot run bfcl-eval:\n{done.stderr[-2000:]}")
-    return verdicts
+    return said[0], said[1:]
 
 
 def table(rows: Sequence[Mapping[str, Any]], theirs: Sequence[bool | str]) -> str:
@@ -287,14 +290,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corruptions", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--freeze", type=Path, help="write the verdicts on the corruptions here")
+    parser.add_argument("--markdown", type=Path, help="put the table into this file's section bfcl")
     options = parser.parse_args(argv)
     plain = references(bfcl.folder(None))
     rows = [*plain, *corrupted(plain, options.corruptions, options.seed)]
-    theirs = peers(options.peer, rows)
-    print(table(rows, theirs))
+    version, theirs = peers(options.peer, rows)
+    shown = table(rows, theirs)
+    print(shown)
     wrong = [r for r, t in zip(rows, theirs, strict=True) if ours(r) != (t is True)]
     for row in wrong:
         print(f"differs: {row['id']} {row['change']}: {json.dumps(row['calls'])[:300]}")
+    if options.markdown:
+        made = "python benchmarks/bfcl_agreement.py --peer PYTHON"
+        made += f" --corruptions {options.corruptions} --seed {options.seed}"
+        update_section(options.markdown, "bfcl", f"{shown}\n\nMade by `{made}` with {version}.")
     if options.freeze:
         frozen = [
             {"id": r["id"], "change": r["change"], "calls": r["calls"], "valid": t is True}

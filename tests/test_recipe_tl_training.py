@@ -50,6 +50,7 @@ def test_a_run_and_its_resumption(tmp_path):
     summary = learn(tmp_path / "run")
     assert {"baseline", "fitted", "tuned"} <= summary.keys()
     assert summary["baseline"]["n"] == 5
+    assert sum(summary["baseline"]["classes"].values()) >= 5
     chosen = summary["selection"]
     assert chosen["conversations"] == 12
     assert chosen["dropped"] == {"its call failed": 8}

@@ -12,7 +12,9 @@ arXiv 2412.15495. Read it from top to bottom:
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +48,8 @@ from agentrl.train import Reference, Row, TrainConfig, Trainer, export
 from agentrl.train.online import METHODS, credited_rows, value_head
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
-from agentrl.types import SamplingParams
+from agentrl.types import SamplingParams, ToolCall
+from envs.functions import rewards
 from envs.functions.demonstrations import reference
 
 
@@ -228,12 +231,25 @@ def conversations(path: Path, chat: Chat) -> list[Tree]:
 async def _measure(
     phases: Phases, config: Config, phase: str, policy: Any, env: Env
 ) -> dict[str, Any]:
-    """Greedy results on held-out tasks, one call turn each."""
+    """Greedy results on held-out tasks, one call turn each, with what was wrong with the calls."""
     if not config.eval_n:
         return {}
     loop = tool_loop(tools="native", max_turns=1)
     trees = await phases.collect(phase, env, loop, policy, n=config.eval_n)
-    return evaluate.summarize(evaluate.final(trees))
+    graded = evaluate.final(trees)
+    return evaluate.summarize(graded) | {"classes": _classes(graded)}
+
+
+def _classes(graded: Sequence[evaluate.Graded]) -> dict[str, int]:
+    """How many calls are of which class of TL-Training's table (`envs.functions.rewards`)."""
+    found: Counter[str] = Counter()
+    for tree, attempt in graded:
+        if attempt.error is None:
+            data = tree.task.data
+            said = json.loads(attempt.answer) if attempt.metrics["calls"] else []
+            calls = [ToolCall(name, given) for call in said for name, given in call.items()]
+            found.update(rewards.classify_all(calls, data["steps"][0], data["functions"]))
+    return dict(found)
 
 
 async def _reinforce(config: Config, policy: Any, folder: RunFolder, progress: bool) -> list[Row]:
