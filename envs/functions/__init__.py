@@ -18,7 +18,7 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Sandbox
 from agentrl.types import Message, Task, ToolCall, ToolSpec
 from envs.functions import bfcl, generated, rewards
-from envs.functions.episode import CallEpisode, ConversationEpisode, Reward
+from envs.functions.episode import FunctionEpisode, Reward
 from envs.functions.generated import SHELVES, Draft
 from envs.functions.schema import Notation, instruction, written
 from envs.functions.tools import Faults, Workshop, shown
@@ -121,18 +121,29 @@ class Functions:
         in_turn = chain.from_iterable(zip_longest(*streams))
         return list(islice((task for task in in_turn if task is not None), limit))
 
-    def open(self, task: Task, box: Sandbox | None) -> CallEpisode:
-        """An episode of `task`. No sandbox is needed."""
+    def open(self, task: Task, box: Sandbox | None) -> FunctionEpisode:
+        """An episode of `task`. No sandbox is needed.
+
+        Raises ConfigError for a conversation with tools that are not simulated.
+        """
         shows = self.tools_in == "template"
         shelf = SHELVES.get(task.data.get("source", ""))
         shop = None
         if shelf is not None:
             faults = Faults(self.failing, self.noisy, f"functions {self.seed} {task.id}")
             shop = Workshop(shelf.tools, task.data["functions"], faults)
-        if self.mode == "call" or shop is None:
-            values = rewards.table(self.rewards)
-            return CallEpisode(task, shop, shows_tools=shows, reward=self.reward, values=values)
-        return ConversationEpisode(task, shop, shows_tools=shows)
+        elif self.mode == "conversation":
+            raise ConfigError(
+                f"functions: the tools of task {task.id!r} are not run; use mode='call'"
+            )
+        return FunctionEpisode(
+            task,
+            shop,
+            shows_tools=shows,
+            conversation=self.mode == "conversation",
+            reward=self.reward,
+            values=rewards.table(self.rewards),
+        )
 
     def _chosen(self) -> list[str]:
         known = list(bfcl.SETS)
