@@ -45,13 +45,14 @@ def config(seed: int, **changes: Any) -> tl_training.Config:
         "seed": seed,
         "max_tokens": 24,
         "lr": 5e-3,
-        "epochs": 8,
+        "epochs": 10,
         "batch_size": 32,
-        "rl_steps": 30,
-        "rl_prompts": 48,
-        "rl_group": 2,
+        "rl_steps": 20,
+        "rl_prompts": 32,
+        "rl_group": 4,
         "rl_lr": 1e-3,
-        "kl": 0.02,
+        "rl_epochs": 3,
+        "kl": 0.01,
         "train_dtype": "fp32",
         "save_every": 0,
         "concurrency": 256,
@@ -60,10 +61,11 @@ def config(seed: int, **changes: Any) -> tl_training.Config:
 
 
 def run(seed: int, folder: Path, **changes: Any) -> dict[str, dict[str, float]]:
-    """Each arm's share of held-out calls that are right."""
+    """Each arm's share of held-out calls that are right; `reward` is the graded one of sampled
+    training calls, in the first and the last five steps of PPO."""
     found: dict[str, dict[str, float]] = {}
     for arm, own in ARMS.items():
-        chosen = config(seed, **(changes | own))
+        chosen = config(seed, **{**changes, **own})
         summary = asyncio.run(
             tl_training.learn(
                 chosen,
@@ -72,14 +74,21 @@ def run(seed: int, folder: Path, **changes: Any) -> dict[str, dict[str, float]]:
                 progress=False,
             )
         )
-        if arm == "all":
-            found["mae_pkt"] = _shown(summary["fitted"])
         found[arm] = _shown(summary["tuned"])
+        if arm == "all":
+            rewards = summary["training"]["ppo"]
+            found["mae_pkt"] = _shown(summary["fitted"]) | {"reward": rewards["reward_first"]}
+            found["all"]["reward"] = rewards["reward_last"]
     return found
 
 
 def _shown(measured: Mapping[str, Any]) -> dict[str, float]:
-    return {"accuracy": measured["accuracy"], "tokens": measured["mean_tokens"]}
+    """The share of tasks with the right calls, and the shares of all calls that no tool takes, that
+    are of another tool, and that have a wrong value alone."""
+    classes: Mapping[str, int] = measured["classes"]
+    total = sum(classes.values())
+    shares = {name: classes.get(name, 0) / total for name in ("unparsable", "wrong_tool", "value")}
+    return {"accuracy": measured["accuracy"], **shares}
 
 
 CLAIM = Claim(
@@ -87,12 +96,17 @@ CLAIM = Claim(
     paper="arXiv 2412.15495",
     says="Where part of the calls in the data are wrong, leaving those out, weighing key tokens "
     "and a graded reward beat plain fine-tuning.",
-    task="",
+    task="Choosing one of eight tools with names that begin alike, and its arguments, by a "
+    "transformer of two layers (113,600 parameters) from scratch; 300 conversations of a teacher "
+    "that calls five of the tools wrongly in 60 % of its first tries (a wrong name, an argument by "
+    "another name, or one left out), reads the error and mends the call; ten epochs, 20 steps of "
+    "PPO; greedy calls on 150 other questions.",
     effects=(
         Effect("the whole method beats plain fine-tuning", "all.accuracy", "sft.accuracy"),
         Effect("leaving out failed calls (MAE) alone does", "mae.accuracy", "sft.accuracy"),
         Effect("weighing key tokens (PKT) adds to it", "mae_pkt.accuracy", "mae.accuracy"),
-        Effect("the graded reward (IRM) adds to both", "all.accuracy", "mae_pkt.accuracy"),
+        Effect("PPO on the graded reward (IRM) adds to both", "all.accuracy", "mae_pkt.accuracy"),
+        Effect("PPO raises the graded reward of sampled calls", "all.reward", "mae_pkt.reward"),
     ),
     run=run,
 )

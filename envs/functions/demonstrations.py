@@ -29,7 +29,8 @@ def reference(
 ) -> Callable[[Task, Sequence[Sequence[str]]], str]:
     """What a teacher says next, from a task and the statuses of its calls so far, turn by turn.
 
-    `wrong` is the share of first calls that are wrong, up to 0.5. Raises ConfigError for another.
+    A first call of a tool that is known badly is wrong with probability `2 * wrong`, so that about
+    a share of `wrong` is (up to 0.5). Raises ConfigError for another.
     """
     if not 0 <= wrong <= 0.5:
         raise ConfigError(f"the share of wrong calls is 0 to 0.5, not {wrong}: half of the tools")
