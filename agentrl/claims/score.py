@@ -233,7 +233,7 @@ CLAIM = Claim(
     "itself: more than its base model, RL on single answers, or fine-tuning on corrections",
     task="Sorting six digits in two answers, by a model of two layers (0.1 million parameters) "
     "that has seen bubble sort stopped early, and second answers of which half were spoilt. RL "
-    "takes 70 steps of 96 attempts in every arm. `star` is fine-tuned on the base model's own right "
+    "takes 70 steps of 96 attempts in every arm. `star` is fine-tuned on the base model's right "
     "corrections of wrong answers, `pair_sft` on its wrong and right first answers to the same "
     "task; both from as many attempts. Greedy, on 500 other tasks.",
     effects=(
