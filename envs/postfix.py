@@ -175,6 +175,10 @@ class Postfix:
         """An episode of `task`; no sandbox is needed."""
         return PostfixEpisode(task, self.shown, self.reward)
 
+    def demonstrations(self, task: Task) -> Sequence[str]:
+        """The program that the task was made from."""
+        return [str(task.data["solution"])]
+
     def _generate(self) -> Iterator[Task]:
         rng = Random(f"postfix {self.split} {self.seed} {self.terms} {self.operators}")
         seen: set[tuple[str, ...]] = set()

@@ -120,6 +120,13 @@ def test_rewards_and_feedback_of_an_episode() -> None:
     assert fraction.reward == fraction.info["passed"] == wrong.info["passed"]
 
 
+def test_demonstrations_are_right() -> None:
+    env = envs.make("postfix", operators=2)
+    for task in env.tasks(20):
+        (shown,) = env.demonstrations(task)
+        assert step(env, task, shown).reward == 1.0
+
+
 def test_the_contract() -> None:
     check_env(envs.make("postfix"), n=40)
     check_env(envs.make("postfix", repair=True, brief=False), n=40)
