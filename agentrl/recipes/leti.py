@@ -178,7 +178,6 @@ async def learn(
     started = time.perf_counter()
     seed_all(config.seed)
     phases = Phases(config, folder, False, box)
-    chat, tasks = Chat(policy.tokenizer), train_env.tasks(config.n)
     trainer = Trainer(policy.model, _training(config))
     metrics = MetricsLog(folder.path / "metrics.jsonl")
     fingerprint = {k: v for k, v in settings(config).items() if k not in FREE}
@@ -194,30 +193,12 @@ async def learn(
             step, curve = position["step"], position["curve"]
             policy.refresh(version=position["version"])
         for iteration in range(done, config.iterations):
-            trees = await phases.collect(
-                f"iteration_{iteration + 1:03d}",
-                train_env,
-                leti_rollout(good=iteration > 0),
-                policy,
-                tasks=tasks,
-                samples=config.samples,
-                temperature=config.temperature,
-                seed=derive_seed(config.seed, iteration),
-            )
-            made = leti_rows.rows(
-                evaluate.final(trees),
-                chat,
-                coarse_only=config.coarse_only,
-                max_feedback=config.max_feedback,
-            )
-            if not made.samples:
-                raise DataError(f"no program was scored, so there is no row: {dict(made.dropped)}")
-            trained = _train(trainer, made.samples, others, config, iteration, step)
-            step += int(trained["updates"])
-            policy.refresh()
-            row: Row = {"step": iteration + 1, "steps": step, "rows": len(made.samples)}
+            made = await _rows(phases, config, policy, train_env, iteration)
+            row: Row = {"step": iteration + 1, "rows": len(made.samples)}
             row |= {"good": made.good / len(made.samples), "dropped": made.dropped.total()}
-            row |= trained
+            row |= _train(trainer, made.samples, others, config, iteration, step)
+            row["steps"] = step = step + int(row["updates"])
+            policy.refresh()
             if due(iteration + 1, config.iterations, config.eval_every):
                 found = await _measure(phases, config, policy, test_env, iteration + 1, step)
                 curve.append(found)
@@ -235,19 +216,7 @@ async def learn(
             store.save(iteration + 1, trainer.scorer, trainer.optimizer, fingerprint, position)
     await policy.close()
     export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = {
-        "recipe": "leti",
-        "model": config.model,
-        "env": config.env,
-        "baseline": curve[0],
-        "tuned": curve[-1],
-        "curve": curve,
-        "training": {
-            "steps": step,
-            "rows": int(sum(r["rows"] for r in log)),
-            "good_first": round(log[0]["good"], 4),
-            "good_last": round(log[-1]["good"], 4),
-        },
+    summary = _summary(config, curve, log) | {
         "timings": folder.timings,
         "resumed": folder.resumed,
         "seconds": round(time.perf_counter() - started, 1),
@@ -256,6 +225,31 @@ async def learn(
     if not config.keep_checkpoints:
         folder.drop_checkpoints()
     return summary
+
+
+async def _rows(
+    phases: Phases, config: Config, policy: Any, env: Env, iteration: int
+) -> leti_rows.LetiRows:
+    """The rows of an iteration's programs; those on disk already are taken from there."""
+    trees = await phases.collect(
+        f"iteration_{iteration + 1:03d}",
+        env,
+        leti_rollout(good=iteration > 0),
+        policy,
+        n=config.n,
+        samples=config.samples,
+        temperature=config.temperature,
+        seed=derive_seed(config.seed, iteration),
+    )
+    made = leti_rows.rows(
+        evaluate.final(trees),
+        Chat(policy.tokenizer),
+        coarse_only=config.coarse_only,
+        max_feedback=config.max_feedback,
+    )
+    if not made.samples:
+        raise DataError(f"no program was scored, so there is no row: {dict(made.dropped)}")
+    return made
 
 
 def _train(
@@ -318,6 +312,23 @@ def _show(row: Row, config: Config, measured: dict[str, Any]) -> None:
         f"good {row['good']:.1%}  loss {row['loss']:.3f}  held out {measured.get('accuracy')}",
         highlight=False,
     )
+
+
+def _summary(config: Config, curve: Sequence[dict[str, Any]], log: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "recipe": "leti",
+        "model": config.model,
+        "env": config.env,
+        "baseline": curve[0],
+        "tuned": curve[-1],
+        "curve": list(curve),
+        "training": {
+            "steps": int(log[-1]["steps"]),
+            "rows": int(sum(row["rows"] for row in log)),
+            "good_first": round(log[0]["good"], 4),
+            "good_last": round(log[-1]["good"], 4),
+        },
+    }
 
 
 def documents(source: str, seed: int) -> Iterator[str]:
