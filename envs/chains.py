@@ -49,13 +49,16 @@ class Chains:
 
     Each of `kinds` says how many operations a task has, and which there are: `4+-` has four sums or
     differences. Tasks of each kind take turns. `skip` is the share of demonstrations that say the
-    answer alone. `n` is the size of the split.
+    answer alone. Prompts shorter than `width` are filled up with dots: then a result stands as far
+    from its operation in short chains as in long ones, which a tiny model need not learn twice. `n`
+    is the size of the split.
     """
 
     split: str = "train"
     seed: int = 0
     kinds: Sequence[str] = ("2+-", "4+-", "6+-*")
     skip: float = 0.0
+    width: int = 0
     n: int = 1024
     name: str = field(default="chains", init=False)
     tools: tuple[ToolSpec, ...] = field(default=(), init=False)
@@ -102,7 +105,7 @@ class Chains:
                     raise ConfigError(f"chains: there are no more of kind {kind!r}; ask for fewer")
                 seen.add(chain)
                 data = {"chain": chain, "answer": str(results(chain)[-1]), "type": "number"}
-                prompt = (Message("user", f"{chain}="),)
+                prompt = (Message("user", f"{chain}=".ljust(self.width, ".")),)
                 yield Task(f"chains-{chain}", prompt, self.name, kind, self.split, data)
 
 

@@ -38,6 +38,12 @@ def test_a_demonstration_says_every_result_in_one_of_many_texts():
     assert len({text[2::2] for text in texts}) == 8
 
 
+def test_short_chains_are_filled_up():
+    tasks = envs.make("chains", width=14).tasks(30)
+    assert {len(t.prompt[0].content) for t in tasks} == {14}
+    assert all(t.prompt[0].content.rstrip(".") == t.data["chain"] + "=" for t in tasks)
+
+
 @pytest.mark.parametrize(
     ("text", "answer", "reason"),
     [(":2,6;4", "4", "right"), ("4", "4", "right"), ("4,5", "5", "wrong"), ("?", "", "no_answer")],
