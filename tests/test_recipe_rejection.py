@@ -336,3 +336,16 @@ def test_s3ft_trains(tmp_path):
     summary = learn(s3ft, config, tmp_path, policy(), env=Shown())
     assert sum(summary["selection"]["from"].values()) == 4
     assert summary["training"]["s3ft"]["steps"] > 0
+
+
+def test_reft_trains_the_adapter_of_its_warm_up(tmp_path):
+    config = replace(REFT, lora=2, steps=1, kl=0.05)
+    one = policy()
+    before = {name: p.clone() for name, p in one.model.named_parameters()}
+    summary = learn(reft, config, tmp_path, one, env=Shown())
+    assert summary["warmup"]["steps"] == 8
+    assert metrics(tmp_path)[0]["updates"] == 2
+    kept = {n.replace("base_layer.", ""): p for n, p in one.model.named_parameters()}
+    assert all(torch.equal(p, kept[name]) for name, p in before.items())
+    assert any("lora_B" in name and p.any() for name, p in kept.items())
+    assert (tmp_path / "model" / "config.json").exists(), "merged into the export"
