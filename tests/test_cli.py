@@ -239,6 +239,7 @@ def test_rows_are_selected_by_every_method_with_its_settings(capsys, tmp_path):
     assert "ranking" in fails(capsys, "select", "raft", out, rows, "rank=1", "--policy", "scripted")
     fails(capsys, "select", "raft", out, rows, "keep=many", "--policy", "scripted")
     fails(capsys, "select", "dart", out, rows, "--greedy", out, "--policy", "scripted")
+    assert "trained by LeTI" in fails(capsys, "select", "leti", out, rows, "--policy", "scripted")
 
 
 def test_a_turn_is_a_row_of_rise(capsys, tmp_path):

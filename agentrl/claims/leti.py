@@ -37,7 +37,7 @@ class Size:
     base_steps: int = 500
     n: int = 256
     samples: int = 4
-    iterations: int = 8
+    iterations: int = 6
     epochs: int = 1
     lr: float = 1e-3
     eval_n: int = 256

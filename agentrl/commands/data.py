@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SELECTORS: dict[str, tuple[str, ...]] = {
     "hint_rft": ("cap", "max_tokens"),
+    "leti": ("coarse_only", "max_feedback"),
     "raft": ("ranking", "keep", "least", "seed"),
     "superhf": ("keep", "seed"),
     "dart": ("quota", "k"),
@@ -78,7 +79,7 @@ def _selected(
     method: str, graded: Sequence[Graded], chat: Chat, given: dict[str, Any]
 ) -> tuple[list[Sample], Counter[str]]:
     """The rows that a selector makes of attempts, and why it left others out."""
-    from agentrl.select import dart, hint_rft, raft, rise, superhf
+    from agentrl.select import dart, hint_rft, leti, raft, rise, superhf
 
     if method == "hint_rft":
         hinted = hint_rft.select(graded, chat, **given)
@@ -90,6 +91,9 @@ def _selected(
         which = {name: given.pop(name) for name in rules if name in given}
         turns = rise.select([tree for tree, _ in graded], **which)
         return turns.samples(**given), turns.dropped
+    if method == "leti":
+        told = leti.rows(graded, chat, **given)
+        return told.samples, told.dropped
     if method == "dart":
         quota = dart.quotas(dart.difficulty(graded), **given)
         chosen = dart.select([g for g in graded if g[0].task.id in quota], quota, chat)

@@ -322,3 +322,17 @@ def test_a_recalled_answer_keeps_its_tokens_and_has_no_loss() -> None:
     assert start.tree.nodes[start.node].source == "environment"
     with pytest.raises(TreeError, match="ended"):
         start.recall([65])
+
+
+def test_ids_in_front_of_the_conversation_change_nothing_in_it() -> None:
+    """LeTI's verdict: outside of the template, so a later turn is rendered as without it."""
+    paths = []
+    for before in ([], [7, 8]):
+        new = Cursor(Tree(TASK), ScriptedPolicy(["A", "B"]), Chat(BYTES), SamplingParams())
+        new.begin(TASK.prompt, before=before)
+        assert new.tree.nodes[0].info == ({"before": 2} if before else {})
+        asyncio.run(new.sample())
+        new.observe([Message("user", "more")])
+        asyncio.run(new.sample())
+        paths.append(new.tree.ids(new.finish("final_answer").leaf))
+    assert paths[1] == [7, 8, *paths[0]]
