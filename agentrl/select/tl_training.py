@@ -83,7 +83,8 @@ def select(
     there is none and with `patterns`, by what it says (data from elsewhere). As in the authors'
     code a turn that something else than a tool's answer follows is left out too, unless `replies`.
     With `pkt`, key tokens are weighted, at most by `cap`; the tools are those in the task's
-    `data["functions"]`. Attempts that failed in our hands give no rows.
+    `data["functions"]`. Attempts that failed in our hands give no rows, nor does a turn that a
+    token limit cut off.
     """
     made = Chosen()
     for tree, attempt in graded:
@@ -93,6 +94,8 @@ def select(
         tools = [f["name"] for f in tree.task.data.get("functions", ())]
         for number, turn in enumerate(turns(tree, attempt, chat)):
             reason = reject(turn, patterns=patterns, replies=replies) if mae else None
+            if attempt.truncated and turn.role is None:
+                reason = "cut off"
             if reason is not None:
                 made.dropped[reason] += 1
                 continue

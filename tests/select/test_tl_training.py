@@ -112,6 +112,14 @@ def test_attempts_that_failed_in_our_hands_give_no_rows() -> None:
     assert (made.rows, made.dropped) == ([], {"failed in our hands": 1})
 
 
+def test_a_turn_that_a_limit_cut_off_is_no_row() -> None:
+    tree = replayed(CHAT, FOUR, statuses=["ok", "error", "ok"])
+    tree.attempts[0].stop_reason = "max_tokens"
+    made = select([(tree, tree.attempts[0])], CHAT)
+    assert [row.meta["turn"] for row in made.rows] == [0, 2]
+    assert made.dropped == {"its call failed": 1, "cut off": 1}
+
+
 # PKT
 
 
