@@ -32,18 +32,18 @@ ARMS = {"prompting": "baseline", "sft": "sft", "rl": "tuned"}
 class Size:
     """How much is run."""
 
-    length: int = 6
+    length: int = 7
     base_rows: int = 4096
     base_steps: int = 1500
-    n: int = 400
+    n: int = 1000
     eval_n: int = 300
-    samples: int = 2
-    refinements: int = 3
-    epochs: int = 6
+    samples: int = 1
+    refinements: int = 2
+    epochs: int = 3
     lr: float = 1e-3
-    rl_steps: int = 30
-    prompts: int = 64
-    rl_lr: float = 5e-4
+    rl_steps: int = 50
+    prompts: int = 96
+    rl_lr: float = 3e-4
 
 
 def demonstrations(seed: int, size: Size) -> list[Conversation]:
@@ -56,8 +56,7 @@ def demonstrations(seed: int, size: Size) -> list[Conversation]:
         asked = str(task.data["digits"])
         program = passes(asked, rng.randint(0, 3))
         again = passes(program, rng.randint(0, 3))
-        guess = "".join(rng.sample(program, len(program)))
-        ask, reply = rng.choice((("R", again), ("E", f"{guess}{MARK}{again}")))
+        ask, reply = rng.choice((("R", again), ("E", f"{program}{MARK}{again}")))
         feedback = "".join(next(((a, b) for a, b in pairwise(program) if a > b), ("o", "k")))
         talk = [("user", asked), ("assistant", program), ("user", ask + feedback)]
         made.append([*talk, ("assistant", reply)])
@@ -65,8 +64,8 @@ def demonstrations(seed: int, size: Size) -> list[Conversation]:
 
 
 def teacher(seed: int) -> ScriptedPolicy:
-    """Explains by one pass of bubble sort over the wrong program (over the task, where the program
-    has other digits). Half of its refinements are only two passes further: the tests find out."""
+    """Explains by three passes of bubble sort over the wrong program (over the task, where that has
+    other digits). Half of its refinements are only one pass further: the tests find out."""
     rng = random.Random(f"teacher {seed}")
 
     def script(text: str) -> str:
@@ -74,8 +73,8 @@ def teacher(seed: int) -> ScriptedPolicy:
         program = re.findall(r"assistant\n([^<]*)", text)[0]
         start = program if sorted(program) == sorted(asked) else asked
         if text.endswith(MARK):
-            return "".join(sorted(asked)) if rng.random() < 0.5 else passes(start, 2)
-        return f"{passes(start, 1)}{MARK}"
+            return "".join(sorted(asked)) if rng.random() < 0.5 else passes(start, 1)
+        return f"{passes(start, 3)}{MARK}"
 
     return ScriptedPolicy(script, name="teacher")
 
@@ -148,10 +147,11 @@ def run(seed: int, folder: Path, size: Size | None = None) -> Metrics:
 
 
 def shown(measured: dict[str, Any]) -> dict[str, float]:
-    """First programs that are right; wrong ones that each instruction mends; all after it."""
+    """First programs that are right; the base model's wrong ones that each instruction mends; and
+    right programs after it mended the model's own."""
     found = {"first": measured["first"]["accuracy"]}
     for kind in ("refine", "explain"):
-        found[kind] = measured[kind]["refined"]["accuracy"]
+        found[kind] = measured[kind]["repaired"]["accuracy"]
         found[f"after_{kind}"] = measured[kind]["accuracy"]
     return found
 
@@ -162,11 +162,13 @@ CLAIM = Claim(
     says="Fine-tuning on verified explanations and refinements teaches a model to mend its "
     "programs, reinforcement with a reward for each of the two improves on that, and to explain "
     "first helps.",
-    task="Six digits to sort by a transformer of one layer (60,096 parameters) that has imitated 0 "
-    "to 3 passes of bubble sort and knows the form of both instructions; the feedback is the first "
-    "pair in wrong order. A scripted teacher explains by one pass over the wrong program and is "
-    "right in about half of its refinements. Greedy; the shares are of wrong first programs on "
-    "held-out problems.",
+    task="Seven digits to sort by a transformer of one layer (60,096 parameters) that has imitated "
+    "0 to 3 passes of bubble sort and knows the form of both instructions; the feedback is the "
+    "first pair in wrong order. A scripted teacher explains by three passes over the wrong program, "
+    "and half of its refinements are one pass further, which the tests refuse. `refine` and "
+    "`explain` are the shares of the base model's wrong first programs on 300 held-out problems "
+    "that one greedy refinement mends, without and with an explanation; `first` is the accuracy of "
+    "first programs, `after_refine` and `after_explain` that after the model's own were refined.",
     effects=(
         Effect("SFT mends more than prompting", "sft.refine", "prompting.refine"),
         Effect("RL mends more than SFT", "rl.refine", "sft.refine"),
@@ -176,6 +178,12 @@ CLAIM = Claim(
         Effect("with explanations, RL mends more than SFT", "rl.explain", "sft.explain"),
         Effect("explaining first helps after SFT", "sft.explain", "sft.refine"),
         Effect("explaining first helps after RL", "rl.explain", "rl.refine"),
+        Effect(
+            "after a refinement more is right than before SFT",
+            "sft.after_explain",
+            "prompting.after_explain",
+        ),
+        Effect("RL does not hurt first programs", "rl.first", "sft.first", margin=0.02),
     ),
     run=run,
 )

@@ -47,7 +47,7 @@ from agentrl.select.similarity import Embed, TfIdf
 from agentrl.train import Reference, Row, Trainer, export
 from agentrl.train.online import Method, credited_rows, value_head
 from agentrl.tree import Tree, derive_seed
-from agentrl.types import SamplingParams
+from agentrl.types import SamplingParams, Task
 
 ALPHA = 0.1
 """What the squared error of the value head weighs (the paper does not say)."""
@@ -174,8 +174,8 @@ async def learn(
     check(config)
     started, phases = time.perf_counter(), Phases(config, folder, progress, box)
     chat, debug = Chat(policy.tokenizer), _rollouts(config, asks)
-    measure = functools.partial(_measure, phases, env=test_env, debug=debug, n=config.eval_n)
-    before = await measure("before", policy=policy)
+    exam = _Exam(phases, test_env, debug, config.eval_n)
+    before = await exam.sit("before", policy)
 
     programs = ledex.split(
         await phases.collect(
@@ -203,11 +203,11 @@ async def learn(
     kinds = ledex.sft_rows(programs.right, repairs.values(), chat, asks=asks)
     rows = [row for kind in ("plain", *debug) for row in kinds[kind]]
     policy, trained = await phases.fine_tune("sft", policy, rows, schedule="cosine")
-    tuned = await measure("sft", policy=policy)
+    tuned = await exam.sit("sft", policy)
 
     embed = embed or TfIdf(ledex.explanations(repairs.values()))
     steps = await _reinforce(config, phases, policy, train_env, repairs, debug, embed)
-    after = await measure("after", policy=policy) if steps else tuned
+    after = await exam.sit("after", policy) if steps else tuned
     await policy.close()
     export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
@@ -294,7 +294,7 @@ async def _attempt(
     phases: Phases,
     policy: Any,
     env: Env,
-    tasks: Sequence[Any],
+    tasks: Sequence[Task],
     step: int,
     debug: Mapping[str, Rollout],
 ) -> list[Tree]:
@@ -336,25 +336,43 @@ def _sites(scored: Sequence[Sequence[Graded]]) -> Row:
     }
 
 
-async def _measure(
-    phases: Phases, phase: str, policy: Any, env: Env, debug: Mapping[str, Rollout], n: int
-) -> dict[str, Any]:
-    """Greedy `first` programs of `n` held-out tasks, and one refinement of the wrong ones by each
-    instruction: the share `refined`, and the `accuracy` over all tasks after it."""
-    if not n:
-        return {}
-    first = await phases.collect(f"{phase}_programs", env, self_debug(rounds=0), policy, n=n)
-    found: dict[str, Any] = {"first": evaluate.summarize(evaluate.final(first))}
-    wrong = ledex.repair_tasks(ledex.split(first).wrong)
-    valid = [a for _, a in evaluate.final(first) if a.error is None]
-    for kind, rollout in debug.items():
-        trees = await phases.collect(f"{phase}_{kind}", env, rollout, policy, tasks=wrong)
-        refined = [a for _, a in evaluate.final(trees) if a.error is None]
-        mended = sum(map(evaluate.right, refined))
-        after = mended + sum(map(evaluate.right, valid))
-        found[kind] = Proportion(after, len(valid)).to_json()
-        found[kind]["refined"] = Proportion(mended, len(refined)).to_json()
-    return found
+@dataclass(frozen=True, slots=True)
+class _Exam:
+    """How a stage is measured; every answer is greedy."""
+
+    phases: Phases
+    env: Env
+    debug: Mapping[str, Rollout]
+    n: int
+    wrong: list[Task] = field(default_factory=list)
+    """The wrong programs of the model as it was before: the same ones for every stage."""
+
+    async def sit(self, stage: str, policy: Any) -> dict[str, Any]:
+        """`first` programs of the held-out tasks. By each instruction: of one refinement of the
+        model's own wrong programs, the share `refined` and the `accuracy` over all tasks after it;
+        and the share `repaired` of the wrong programs that it wrote before its training."""
+        if not self.n:
+            return {}
+        collect = functools.partial(self.phases.collect, env=self.env, policy=policy)
+        trees = await collect(f"{stage}_programs", rollout=self_debug(rounds=0), n=self.n)
+        first = [a for _, a in evaluate.final(trees) if a.error is None]
+        own = ledex.repair_tasks(ledex.split(trees).wrong)
+        known = self.wrong or own
+        found: dict[str, Any] = {"first": evaluate.summarize(evaluate.final(trees))}
+        for kind, rollout in self.debug.items():
+            mended = _share(await collect(f"{stage}_{kind}", rollout=rollout, tasks=own))
+            right = sum(map(evaluate.right, first)) + mended.successes
+            found[kind] = Proportion(right, len(first)).to_json()
+            found[kind]["refined"] = mended.to_json()
+            trees = await collect(f"{stage}_{kind}_known", rollout=rollout, tasks=known)
+            found[kind]["repaired"] = _share(trees).to_json()
+        self.wrong.extend(known[len(self.wrong) :])
+        return found
+
+
+def _share(trees: Sequence[Tree]) -> Proportion:
+    valid = [a for _, a in evaluate.final(trees) if a.error is None]
+    return Proportion(sum(map(evaluate.right, valid)), len(valid))
 
 
 def _trained(steps: Sequence[Row]) -> dict[str, Any]:
