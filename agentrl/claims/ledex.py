@@ -164,8 +164,8 @@ CLAIM = Claim(
     "first helps.",
     task="Seven digits to sort by a transformer of one layer (60,096 parameters) that has imitated "
     "0 to 3 passes of bubble sort and knows the form of both instructions; the feedback is the "
-    "first pair in wrong order. A scripted teacher explains by three passes over the wrong program, "
-    "and half of its refinements are one pass further, which the tests refuse. `refine` and "
+    "first pair in wrong order. A scripted teacher explains by three passes over the wrong "
+    "program, and half of its refinements are one pass further, which tests refuse. `refine` and "
     "`explain` are the shares of the base model's wrong first programs on 300 held-out problems "
     "that one greedy refinement mends, without and with an explanation; `first` is the accuracy of "
     "first programs, `after_refine` and `after_explain` that after the model's own were refined.",
