@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from sandbox_arena import Go
 
-from agentrl.types import ExecError, ExecResult
+from agentrl.types import CaseResult, ExecError, ExecResult, Verdict
 from sandboxes.embedded import EmbeddedSandbox
 from sandboxes.feedback import (
     BAD,
     CLOSE,
     GOOD,
+    HIDDEN,
     LETI_TOKENS,
+    NOT_LOADED,
     OPEN,
     Feedback,
     clip,
@@ -20,6 +22,7 @@ from sandboxes.feedback import (
     leti_row,
     stable,
     tool_text,
+    verdict_text,
 )
 
 
@@ -173,3 +176,44 @@ def test_leti_text_is_bounded() -> None:
     found = leti(ExecResult("error", error=error), chars=100)
     assert found is not None
     assert found.text == "h" * 50 + "\n... [4900 characters left out] ...\n" + "t" * 50
+
+
+FIRST, SECOND = "assert f(1) == 1", "assert f(2) == 2"
+RAISED = ExecError(
+    "E", "m", 'Traceback:\n  File "solution.py", line 2, in f\n    1/0\n    ~^~\nE: m\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("cases", "text"),
+    [
+        ([CaseResult("0", True, "passed"), CaseResult("1", True, "passed")], ""),
+        ([CaseResult("0", False, "wrong", "d", got="3")], f"{FIRST}\nAssertionError: it gave 3"),
+        ([CaseResult("0", False, "wrong", "no arguments left")], f"{FIRST}\nno arguments left"),
+        ([CaseResult("0", False, "malformed", "it gave an f")], f"{FIRST}\nit gave an f"),
+        ([CaseResult("0", False, "timeout", "more than 1 s")], "timeout"),
+        ([CaseResult("0", False, "exit", "it ended")], "exit"),
+        (
+            [CaseResult("0", False, "error", "E: m", error=RAISED)],
+            f'{FIRST}\nTraceback:\n  File "solution.py", line 2, in f\n    1/0\nE: m',
+        ),
+        (
+            [CaseResult("0", True, "passed"), CaseResult("7", False, "error", "E", error=RAISED)],
+            HIDDEN,
+        ),
+        (
+            [CaseResult("7", False, "wrong", got="9"), CaseResult("1", False, "wrong", got="0")],
+            f"{SECOND}\nAssertionError: it gave 0",
+        ),
+        (
+            [CaseResult("7", False, "error", f"{NOT_LOADED}: E: m", error=RAISED)],
+            'Traceback:\n  File "solution.py", line 2, in f\n    1/0\nE: m',
+        ),
+        ([CaseResult("0", False, "not_run"), CaseResult("7", False, "oom")], HIDDEN),
+        ([], "missing"),
+    ],
+)
+def test_what_may_be_told_of_a_verdict(cases: list[CaseResult], text: str) -> None:
+    passed = bool(cases) and all(c.passed for c in cases)
+    verdict = Verdict(passed, "passed" if passed else "missing", tuple(cases))
+    assert verdict_text(verdict, {"0": FIRST, "1": SECOND}) == text
