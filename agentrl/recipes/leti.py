@@ -63,21 +63,21 @@ class Config:
     model: str = "smollm2"
     env: str = "code"
     env_options: dict[str, Any] = field(default_factory=dict)
-    iterations: int = 5
-    n: int = 24
-    samples: int = 16
+    iterations: int = 3
+    n: int = 16
+    samples: int = 8
     temperature: float = 1.0
-    max_tokens: int = 160
+    max_tokens: int = 96
     coarse_only: bool = False
-    max_feedback: int = leti_rows.MAX_FEEDBACK
+    max_feedback: int = 128
     regulariser: str = STDLIB
-    regulariser_rows: int = 512
+    regulariser_rows: int = 256
     lr: float = 1e-5
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 16
     weight_decay: float = 0.01
     eval_n: int = 16
-    eval_samples: int = 4
+    eval_samples: int = 2
     eval_every: int = 1
     seed: int = 0
     train_dtype: Literal["fp32", "bf16", "auto"] = "auto"
@@ -112,6 +112,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n": 374,
         "samples": 128,
         "max_tokens": 512,
+        "max_feedback": 512,
+        "epochs": 3,
         "regulariser_rows": 50_000,
         "eval_n": 500,
         "eval_samples": 16,
