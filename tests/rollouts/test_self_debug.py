@@ -6,14 +6,19 @@ import asyncio
 
 import pytest
 
+import envs
+import sandboxes
 from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.credit import episode_of
 from agentrl.engines.scripted import ScriptedPolicy
-from agentrl.errors import ConfigError, DataError
+from agentrl.errors import ConfigError, DataError, IsolationError
+from agentrl.evaluate import final
 from agentrl.rollouts import make, self_debug
 from agentrl.rollouts.self_debug import explanation_of
+from agentrl.select import ledex
 from agentrl.select.rows import path_sample
+from agentrl.select.similarity import TfIdf
 from agentrl.types import Message, Task
 from tests.rollouts.debug_env import DebugEnv
 
@@ -120,6 +125,40 @@ def test_nothing_to_repair_is_an_error():
     task = Task("bare", (Message("user", "Write."),), "debug")
     with pytest.raises(DataError, match="bare"):
         attempt(self_debug(given=True), [], task=task)
+
+
+def test_a_python_program_in_the_sandbox():
+    try:
+        found = asyncio.run(in_the_sandbox())
+    except IsolationError as error:
+        pytest.skip(f"no isolation on this machine: {error}")
+    tree, repairs, scored = found
+    first, second = tree.attempts[0].metrics["turns"]
+    assert (first["reward"], second["reward"]) == (0.0, 1.0)
+    assert tree.attempts[0].metrics["passed"][1] == 1.0
+    (repair,) = repairs.values()
+    assert repair.right[0].explanation == "It does not do what was asked."
+    assert repair.right[0].code.startswith("def ")
+    assert [r.value for r in scored.rewards] == pytest.approx([5.0, 5.0])
+
+
+async def in_the_sandbox():
+    """A built-in problem's wrong program, mended by its solution and rewarded by CodeBLEU."""
+    env = envs.make("code", n=1, repair=True)
+    task = env.tasks()[0]
+
+    def script(text):
+        code = f"python\n{task.data['solution']}\n```"
+        return code if text.endswith("```") else f"It does not do what was asked.\n```{code}"
+
+    rollout = self_debug(given=True, explain=True)
+    async with sandboxes.open("embedded") as box:
+        how = {"tasks": [task], "box": box, "progress": False}
+        trees = await collect(env, rollout, ScriptedPolicy(script), **how)
+    repairs, _ = ledex.pool(trees)
+    embed = TfIdf(ledex.explanations(repairs.values()))
+    graded = ledex.rewarded(final(trees), repairs, embed)
+    return trees[0], repairs, graded[0][1]
 
 
 def test_it_has_a_name():
