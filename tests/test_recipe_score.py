@@ -258,7 +258,7 @@ def test_phases():
     [
         {"turns": 1},
         {"group": 1},
-        {"offline": 1.0},
+        {"offline_ratio": 1.0},
         {"stage1_steps": 0, "stage2_steps": 0},
         {"alpha": -1.0},
         {"prompts": 9, "n": 8},
@@ -311,16 +311,18 @@ class Dying(NextLetter):
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     """Killed in either stage."""
-    whole, rows, summary = whole_run(tmp_path / "whole", NextLetter(), offline=0.3)
+    whole, rows, summary = whole_run(tmp_path / "whole", NextLetter(), offline_ratio=0.3)
     assert [row["stage"] for row in rows] == [1] * 4 + [2] * 4
     assert set(summary["training"]["kept"]) == {"stage1", "stage2"}
     assert any(row["offline_rate"] for row in rows[4:])
     assert not any(row["offline_rate"] for row in rows[:4])
+    assert rows[0]["kl@t2"] == pytest.approx(0, abs=1e-5)
+    assert abs(rows[4]["kl@t2"]) > 1e-3, "stage II is held to the base model, not to stage I's"
     for before in (4, 7):
         folder = tmp_path / str(before)
         with pytest.raises(RuntimeError, match="killed"):
-            whole_run(folder, Dying(16 * (before - 1) + 2), offline=0.3)
-        again, resumed, _ = whole_run(folder, NextLetter(), resume=True, offline=0.3)
+            whole_run(folder, Dying(16 * (before - 1) + 2), offline_ratio=0.3)
+        again, resumed, _ = whole_run(folder, NextLetter(), resume=True, offline_ratio=0.3)
         assert rows == resumed
         for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -351,9 +353,19 @@ def test_three_turns(tmp_path):
     assert "kl@t3" in rows[1]
 
 
+def test_an_adapter_is_held_to_the_model_without_it(tmp_path):
+    steps = {"stage1_steps": 2, "stage2_steps": 2, "group": 8, "prompts": 4}
+    _, rows, _ = whole_run(
+        tmp_path / "r", NextLetter(), lora=4, lr=2e-2, offline_ratio=0.3, save_every=0, **steps
+    )
+    assert rows[0]["kl@t2"] == pytest.approx(0, abs=1e-5)
+    assert abs(rows[-1]["kl@t2"]) > 1e-4
+    assert max(row.get("logprob_diff_max", 0) for row in rows) < 1e-4
+
+
 def test_both_stages_learn(tmp_path):
     """Test 10: from a policy that answers with any letter, the second answer gets right, and right
-    first answers are spoilt less often."""
+    first answers are not spoilt more often."""
     _, rows, summary = whole_run(
         tmp_path / "r",
         NextLetter(),
@@ -376,7 +388,6 @@ def test_both_stages_learn(tmp_path):
     assert means(end, "acc@t2") > means(start, "acc@t2") + 0.1
     assert means(last, "acc@t2") > 0.6
     assert means(last, "c2i") < means(start, "c2i") + 0.05
-    assert means(last, "i2c") > means(last, "c2i")
     assert summary["tuned"]["metrics"]["acc@t2"]["value"] >= 0.5
     assert max(row["logprob_diff_max"] for row in rows if "logprob_diff_max" in row) < 1e-4
 

@@ -57,8 +57,8 @@ class Config:
     """What can be set. A step attempts `prompts` of the `n` tasks `group` times each, at
     temperature 1; an attempt has `turns` answers. `instruction` is a name of
     `agentrl.rollouts.self_correct.INSTRUCTIONS`, or a text. `beta1` and `beta2` are the weak and
-    the strong KL coefficient, `offline` the share of stage II's attempts whose first answer is the
-    base model's. Lengths are tokens of one answer."""
+    the strong KL coefficient, `offline_ratio` the share of stage II's attempts whose first answer
+    is the base model's. Lengths are tokens of one answer."""
 
     model: str = "smollm2"
     env: str = "arithmetic"
@@ -70,7 +70,7 @@ class Config:
     alpha: float = 10.0
     beta1: float = 0.01
     beta2: float = 0.1
-    offline: float = 0.0
+    offline_ratio: float = 0.0
     n: int = 512
     prompts: int = 8
     group: int = 8
@@ -184,8 +184,10 @@ def check(config: Config) -> None:
         raise ConfigError("stage1_steps and stage2_steps are both 0: nothing would be trained")
     if config.group < 2:
         raise ConfigError("group=1: attempts are compared with the others at their task; 2 or more")
-    if not 0 <= config.offline < 1:
-        raise ConfigError(f"offline is a share, at least 0 and below 1, not {config.offline}")
+    if not 0 <= config.offline_ratio < 1:
+        raise ConfigError(
+            f"offline_ratio is a share, at least 0 and below 1, not {config.offline_ratio}"
+        )
     if config.prompts > config.n:
         raise ConfigError(f"prompts={config.prompts} a step of n={config.n} tasks: n is too small")
 
@@ -205,7 +207,7 @@ async def learn(
     started, setup = time.perf_counter(), _training(config)
     seed_all(config.seed)
     base = None
-    if config.offline:
+    if config.offline_ratio:
         name = f"{policy.name}-base"
         base = HFPolicy(copy.deepcopy(policy.model).eval(), policy.tokenizer, name=name)
     if setup.lora is not None:
@@ -352,7 +354,7 @@ def _rollout(config: Config, turns: int, first: HFPolicy | None = None) -> Rollo
         max_calls=config.max_calls,
         max_tokens=config.max_tokens,
         first=first,
-        first_ratio=config.offline,
+        first_ratio=config.offline_ratio,
     )
 
 
