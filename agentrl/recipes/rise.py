@@ -122,12 +122,13 @@ async def run(
     )
     policy = load_policy(config.model, dtype="float32")
     teacher = None if config.teacher is None else load_policy(config.teacher)
-    summary = await learn(
-        config, policy, train_env, test_env, folder, teacher=teacher, progress=progress, box=box
-    )
-    if teacher is not None:
-        await teacher.close()
-    return summary
+    try:
+        return await learn(
+            config, policy, train_env, test_env, folder, teacher=teacher, progress=progress, box=box
+        )
+    finally:
+        if teacher is not None:
+            await teacher.close()
 
 
 def check(config: Config) -> None:
@@ -268,16 +269,22 @@ def _numbers(measured: Mapping[str, Any]) -> dict[str, Any]:
 def _headline(before: Mapping[str, Any], after: Mapping[str, Any], turns: int) -> dict[str, Any]:
     """The vote after the last turn, and the accuracy of each turn, before and after."""
 
-    def of(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def of(measured: Mapping[str, Any], name: str, turn: int) -> dict[str, Any]:
         row = measured["metrics"][name]
-        return {"accuracy": row["value"], "ci95": row["ci95"], "n": row["n"]}
+        return {
+            "accuracy": row["value"],
+            "ci95": row["ci95"],
+            "n": row["n"],
+            "truncated": measured["turns"][turn - 1]["truncated"],
+            "failed": measured["failed"],
+        }
 
     both = {"baseline": before, "tuned": after}
     return {
-        **{name: of(m, f"m1@t{turns}") for name, m in both.items()},
-        **{f"{name}_first": of(m, "m1@t1") for name, m in both.items()},
+        **{name: of(m, f"m1@t{turns}", turns) for name, m in both.items()},
+        **{f"{name}_first": of(m, "m1@t1", 1) for name, m in both.items()},
         "by_turn": [
-            {"turn": t, **{name: of(m, f"acc@t{t}") for name, m in both.items()}}
+            {"turn": t, **{name: of(m, f"acc@t{t}", t) for name, m in both.items()}}
             for t in range(1, turns + 1)
         ],
     }
