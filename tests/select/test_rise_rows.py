@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.chat import Chat
+from agentrl.engines.characters import CharTokenizer
 from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import ConfigError, DataError
 from agentrl.rollouts import rise, rise_collect
@@ -64,6 +66,16 @@ def test_a_relabelled_pair():  # 7
     assert "It is 41<|im_end|>" in context(rows[1])
 
 
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer()])
+def test_what_a_teachers_code_prints_is_not_learnt(tokenizer):
+    said = ["```python\nprint(40 + 2)\n```\n", "It is 42"]
+    teacher = ScriptedPolicy(said, name="teacher", tokenizer=tokenizer)
+    last = select([collected(["It is 41"], teacher=teacher, max_calls=2)]).rows[-1]
+    assert learnt(last) == "".join(said) + "<|im_end|>"
+    assert "```output\n42\n```" in CHAT.decode(last.token_ids)
+    assert last.reward == 1
+
+
 def test_a_right_first_answer_makes_one_row():  # 8
     rows = select([collected(["42"])]).rows
     assert [(learnt(r), r.reward, r.turn) for r in rows] == [("42<|im_end|>", 1, 0)]
@@ -117,6 +129,33 @@ def test_rows_are_those_of_a_conversation_without_the_answers_that_are_taken_out
         alone = select([collected(distinct, turns=len(distinct))])
         assert ids == [list(r.token_ids) for r in alone.rows]
         assert [r.mask for r in found.rows] == [r.mask for r in alone.rows]
+
+
+class ForgetsThoughts(ByteTokenizer):
+    """A template that shows earlier answers without their thinking, as Qwen3's does."""
+
+    def render(self, messages, **options):
+        asked = max(i for i, m in enumerate(messages) if m.role == "user")
+        shown = [
+            replace(m, content=m.content.split("</think>")[-1]) if i < asked else m
+            for i, m in enumerate(messages)
+        ]
+        return super().render(shown, **options)
+
+
+def test_a_row_has_the_history_that_its_answer_was_sampled_after():
+    said = ["<think>a</think>41", "<think>b</think>It is 42"]
+    tree, _, _ = run(rise_collect(candidates=1), ScriptedPolicy(said, tokenizer=ForgetsThoughts()))
+    first, second = select([tree]).rows
+    assert [learnt(r) for r in (first, second)] == [f"{text}<|im_end|>" for text in said]
+    assert "assistant\n41<|im_end|>" in context(second), "rewritten: the thought is gone"
+    repeated, _, _ = run(
+        rise_collect(turns=3, candidates=1),
+        ScriptedPolicy([said[0], *said], tokenizer=ForgetsThoughts()),
+    )
+    found = select([repeated])
+    assert len(found.rows) == 1
+    assert sum(found.dropped.values()) == 2, "what cannot be taken out of a history is not guessed"
 
 
 def test_an_empty_answer_is_taken_out_even_at_the_start():
