@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 
 import pytest
@@ -66,6 +67,30 @@ def test_a_run_and_its_resumption(tmp_path):
     again = learn(tmp_path / "run", resume=True)
     for name in ("baseline", "fitted", "tuned", "selection"):
         assert again[name] == summary[name], name
+
+
+@pytest.mark.filterwarnings("ignore:.*cut off by a token limit")
+def test_a_run_that_stops_during_ppo_goes_on_there(tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, save_every=1, eval_n=0, keep_checkpoints=True)
+    whole = learn(tmp_path / "whole", config)
+    said = []
+
+    def stop(text, progress):
+        said.append(text)
+        if len(said) == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(tl_training, "say", stop)
+    with pytest.raises(InterruptedError):
+        learn(tmp_path / "run", config)
+    again = learn(tmp_path / "run", config, resume=True)
+    assert [text[:9] for text in said] == ["step 1/2 ", "step 2/2 ", "step 2/2 "]
+    assert again["training"]["ppo"] == whole["training"]["ppo"]
+    first, second = (
+        [json.loads(s)["kl_old"] for s in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("whole", "run")
+    )
+    assert second == pytest.approx(first, abs=1e-4)
 
 
 def test_conversations_from_a_file(tmp_path):
