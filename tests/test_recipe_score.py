@@ -24,6 +24,7 @@ from agentrl.engines.models import tiny_model  # noqa: E402
 from agentrl.errors import ConfigError  # noqa: E402
 from agentrl.losses import Extras  # noqa: E402
 from agentrl.recipes import score  # noqa: E402
+from agentrl.recipes._online import by_turn  # noqa: E402
 from agentrl.record import Tree  # noqa: E402
 from agentrl.train import Reference, TrainConfig, Trainer  # noqa: E402
 from agentrl.train.online import credited_rows  # noqa: E402
@@ -226,13 +227,13 @@ def test_metrics_of_a_step():
     model = fresh()
     pairs = zip((0, 0, 1, 1, 0), (1, 0, 1, 0, 1), strict=True)
     group = [attempt(model, [65], [66], float(r1), float(r2)) for r1, r2 in pairs]
-    row = score.by_turn([group])
+    row = by_turn([group])
     names = ("acc@t1", "acc@t2", "delta", "i2c", "c2i")
     assert [row[name] for name in names] == pytest.approx([0.4, 0.6, 0.2, 0.4, 0.2])
     assert row["sum_reward"] == pytest.approx(1.0)
     assert row["last_reward"] == pytest.approx(0.6)
     offline = attempt(model, [65], [66], 1.0, 1.0, offline=[0])
-    row = score.by_turn([[*group, offline]])
+    row = by_turn([[*group, offline]])
     assert row["acc@t1"] == pytest.approx(0.4), "the base model's answers are not the policy's"
     assert row["offline_rate"] == pytest.approx(1 / 6)
 

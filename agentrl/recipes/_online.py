@@ -97,6 +97,31 @@ def measured(groups: Sequence[Group], made: Rows) -> Row:
     }
 
 
+def by_turn(groups: Sequence[Group]) -> Row:
+    """What happened from the first answer to the last, as shares of all scored attempts (names as
+    in `agentrl.evaluate`), and the mean of the last answer's reward and of the sum over answers.
+
+    Attempts with another policy's answer (`offline`) say nothing of this one and are left out.
+    """
+    everyone = [a for group in groups for _, a in group if a.error is None]
+    own = [a for a in everyone if "offline" not in a.metrics]
+    runs = [turns for a in own if (turns := evaluate.turns_of(a)) is not None]
+    row: Row = {"offline_rate": 1 - len(own) / max(len(everyone), 1)}
+    for t, answers in enumerate(zip(*runs, strict=True), start=1):
+        row[f"acc@t{t}"] = mean([answer.right for answer in answers])
+        row[f"cut@t{t}"] = mean([answer.truncated for answer in answers])
+    ends = [(run[0], run[-1]) for run in runs]
+    row["i2c"] = mean([b.right and not a.right for a, b in ends])
+    row["c2i"] = mean([a.right and not b.right for a, b in ends])
+    row["delta"] = row["i2c"] - row["c2i"]
+    row["change_rate"] = mean([a.answer != b.answer for a, b in ends])
+    row["edit_ratio"] = mean([evaluate.edit_ratio(a.text or "", b.text or "") for a, b in ends])
+    rewards = [[r.value for r in a.rewards] for a in own if a.rewards]
+    row["last_reward"] = mean([values[-1] for values in rewards])
+    row["sum_reward"] = mean([sum(values) for values in rewards])
+    return row
+
+
 def seconds(clocks: Sequence[float]) -> Row:
     """Seconds of each part of a step, from the times at which they began and ended."""
     parts = ("collect", "credit", "train")

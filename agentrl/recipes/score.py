@@ -34,8 +34,8 @@ from agentrl.errors import ConfigError
 from agentrl.interfaces import Env, Rollout, Sandbox
 from agentrl.recipes._online import (
     Journal,
+    by_turn,
     in_groups,
-    mean,
     measured,
     say,
     seconds,
@@ -46,7 +46,7 @@ from agentrl.recipes._online import (
 from agentrl.rollouts import self_correct
 from agentrl.rollouts.self_correct import INSTRUCTIONS
 from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export
-from agentrl.train.online import Group, Method, credited_rows
+from agentrl.train.online import Method, credited_rows
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
 from agentrl.types import SamplingParams
@@ -230,12 +230,11 @@ async def learn(
         held_to = reference if phase.stage == 2 or phase.turns == 2 else Reference(policy.model)
         rollout = _rollout(config, phase.turns, base if phase.stage == 2 else None)
         attempt = functools.partial(attempting, train_env, rollout)
-        trainer = Trainer(policy.model, setup)
         with Journal(
             config,
             folder.path,
             policy,
-            trainer,
+            Trainer(policy.model, setup),
             steps=phase.steps,
             first=phase.first,
             name=phase.name,
@@ -243,25 +242,13 @@ async def learn(
         ) as journal:
             await _steps(config, phase, journal, held_to, train_env, folder, attempt, progress)
             journal.settle()
-        rows = journal.rows
-        kept[phase.name] = journal.kept
+        rows, kept[phase.name] = journal.rows, journal.kept
     after = await _measure(config, folder, "after", test_env, attempting)
-    await policy.close()
-    if base is not None:
-        await base.close()
+    for sampler in (policy, base):
+        if sampler is not None:
+            await sampler.close()
     export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = {
-        "recipe": "score",
-        "model": config.model,
-        "env": config.env,
-        "baseline": before,
-        "tuned": after,
-        "training": {
-            "samples": int(sum(r.get("samples", 0) for r in rows)),
-            "steps": len(rows),
-            "kept": kept,
-        },
-        "timings": timings(rows),
+    summary = _summary(config, rows, before, after, kept) | {
         "resumed": folder.resumed,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -320,31 +307,6 @@ def method_of(config: Config, phase: Phase) -> Method:
     )
 
 
-def by_turn(groups: Sequence[Group]) -> Row:
-    """What happened from the first answer to the last, as shares of all scored attempts (the
-    paper's section 3; names as in `agentrl.evaluate`), and the mean rewards a stage learns from.
-
-    Attempts whose first answer is the base model's say nothing of the policy's and are left out.
-    """
-    everyone = [a for group in groups for _, a in group if a.error is None]
-    own = [a for a in everyone if "offline" not in a.metrics]
-    runs = [turns for a in own if (turns := evaluate.turns_of(a)) is not None]
-    row: Row = {"offline_rate": 1 - len(own) / max(len(everyone), 1)}
-    for t, answers in enumerate(zip(*runs, strict=True), start=1):
-        row[f"acc@t{t}"] = mean([answer.right for answer in answers])
-        row[f"cut@t{t}"] = mean([answer.truncated for answer in answers])
-    ends = [(run[0], run[-1]) for run in runs]
-    row["i2c"] = mean([b.right and not a.right for a, b in ends])
-    row["c2i"] = mean([a.right and not b.right for a, b in ends])
-    row["delta"] = row["i2c"] - row["c2i"]
-    row["change_rate"] = mean([a.answer != b.answer for a, b in ends])
-    row["edit_ratio"] = mean([evaluate.edit_ratio(a.text or "", b.text or "") for a, b in ends])
-    rewards = [[r.value for r in a.rewards] for a in own if a.rewards]
-    row["last_reward"] = mean([values[-1] for values in rewards])
-    row["sum_reward"] = mean([sum(values) for values in rewards])
-    return row
-
-
 def _rollout(config: Config, turns: int, first: HFPolicy | None = None) -> Rollout:
     named = config.instruction in INSTRUCTIONS
     return self_correct(
@@ -388,6 +350,28 @@ def _training(config: Config) -> TrainConfig:
         dtype=config.train_dtype,
         lora={"r": config.lora, "alpha": 2 * config.lora} if config.lora else None,
     )
+
+
+def _summary(
+    config: Config,
+    rows: Sequence[Row],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    kept: dict[str, int],
+) -> dict[str, Any]:
+    return {
+        "recipe": "score",
+        "model": config.model,
+        "env": config.env,
+        "baseline": before,
+        "tuned": after,
+        "training": {
+            "samples": int(sum(r.get("samples", 0) for r in rows)),
+            "steps": len(rows),
+            "kept": kept,
+        },
+        "timings": timings(rows),
+    }
 
 
 def _show(row: Row, config: Config, progress: bool) -> None:

@@ -93,8 +93,8 @@ def value_head(model: nn.Module) -> nn.Linear:
 class Rows:
     """The training rows of a step. `dropped` counts attempts by reason, `refill` are the groups
     without a signal; `values` and `returns` have one list a row, for a value head. `kl_turns` is
-    the divergence from the reference by turn (nats, means over attempts of sums over tokens), where
-    the KL is a reward."""
+    the divergence from the reference by turn (nats, means over attempts without a masked turn of
+    sums over tokens), where the KL is a reward."""
 
     samples: list[Sample]
     dropped: dict[str, int]
@@ -162,7 +162,7 @@ def _scored(
     kl: float | Sequence[float],
 ) -> tuple[list[list[credit.Episode]], list[list[float]]]:
     """The episodes with values and KL rewards, where the method has these; and for every attempt
-    the nats between it and the reference by turn."""
+    that is trained on whole the nats between it and the reference by turn."""
     rows: list[Sample] = []
     counts: list[list[int]] = []
     for group, own in zip(groups, episodes, strict=True):
@@ -192,9 +192,10 @@ def _scored(
                     for name in ("logprobs", "ref_logprobs")
                 )
                 episode = credit.kl_rewards(episode, new, old, kl)
-                gaps.append([0.0] * episode.n_turns)
-                for t in episode.sampled:
-                    gaps[-1][episode.turns[t]] += new[t] - old[t]
+                if not episode.masked:
+                    gaps.append([0.0] * episode.n_turns)
+                    for t in episode.sampled:
+                        gaps[-1][episode.turns[t]] += new[t] - old[t]
             scored[-1][i] = episode
             at += size
     return scored, gaps
