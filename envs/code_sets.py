@@ -75,7 +75,7 @@ def _problem(made: ProblemSet, where: str, record: Any, visible: int) -> Problem
         raise DataError(f"{where}: a problem is a JSON object")
     try:
         return made.problem(record, visible)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where}: not a problem of this set ({error!r}); mend the line") from error
 
 
