@@ -126,6 +126,13 @@ def test_without_explanations_only_refinements_are_trained_and_measured(base, tm
     assert not list((tmp_path / "run" / "trees").glob("step_*"))
 
 
+def test_first_programs_can_be_trained_by_rl_too(base, tmp_path):
+    learn(base, tmp_path / "run", rl_programs=True, rl_steps=1)
+    trees = load_all(tmp_path / "run" / "trees")
+    assert len(trees["step_00001_programs"]) == len(trees["step_00001_refine"]) == 8
+    assert all(len(t.attempts[-1].metrics["turns"]) == 1 for t in trees["step_00001_programs"])
+
+
 def test_it_is_a_recipe_with_presets():
     recipe = recipes.get("self_debug")
     assert recipe.summary.startswith("LeDex")
@@ -133,7 +140,7 @@ def test_it_is_a_recipe_with_presets():
         self_debug.check(build(recipe.config, preset))
     paper = build(recipe.config, recipe.presets["paper"])
     assert (paper.samples, paper.refinements, paper.epochs, paper.batch_size) == (20, 10, 2, 128)
-    assert (paper.lr, paper.rl_lr, paper.prompts) == (2e-5, 2e-6, 64)
+    assert (paper.lr, paper.rl_lr, paper.prompts, paper.rl_programs) == (2e-5, 2e-6, 64, True)
 
 
 def test_settings_that_cannot_be():

@@ -60,7 +60,8 @@ class Config:
     """What can be set. `samples` programs of each of `n` tasks, `refinements` of each wrong one by
     `teacher` (the model itself, if empty); `explain` says which instruction is trained and
     measured. `lr`, `epochs`, `batch_size` are of SFT; a step of RL refines `prompts` programs (by
-    each instruction), and `kl` holds it to the fine-tuned model. Lengths are tokens."""
+    each instruction), with `rl_programs` it also writes as many first ones, and `kl` holds it to
+    the fine-tuned model. Lengths are tokens."""
 
     model: str = "smollm2"
     teacher: str = ""
@@ -83,6 +84,7 @@ class Config:
     rl_steps: int = 50
     prompts: int = 16
     rl_lr: float = 2e-6
+    rl_programs: bool = False
     kl: float = 0.05
     credit: Literal["separate", "summed"] = "separate"
     save_every: int = 10
@@ -115,6 +117,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "prompts": 64,
         "rl_steps": 500,
+        "rl_programs": True,
     },
 }
 
@@ -207,7 +210,8 @@ async def learn(
     tuned = await exam.sit("sft", policy)
 
     embed = embed or TfIdf(ledex.explanations(repairs.values()))
-    steps = await _reinforce(config, phases, policy, train_env, repairs, debug, embed)
+    work, compared = _work(config, programs, repairs, debug)
+    steps = await _reinforce(config, phases, policy, train_env, work, compared, embed)
     after = await exam.sit("after", policy) if steps else tuned
     await policy.close()
     export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
@@ -237,21 +241,39 @@ async def learn(
     return summary
 
 
+Work = Mapping[str, tuple[Rollout, Sequence[Task]]]
+"""By name: a rollout, and the tasks that it is trained on."""
+
+
+def _work(
+    config: Config,
+    programs: ledex.Programs,
+    repairs: Mapping[str, ledex.Repair],
+    debug: Mapping[str, Rollout],
+) -> tuple[Work, dict[str, ledex.Repair]]:
+    """What RL attempts, and what each task's answers are compared with: nothing without a single
+    verified refinement."""
+    tasks, compared = ledex.rl_tasks(repairs)
+    work = {kind: (rollout, tasks) for kind, rollout in debug.items()}
+    if config.rl_programs:
+        first, known = ledex.program_tasks(programs.right, repairs.values())
+        work["programs"], compared = (self_debug(rounds=0), first), compared | known
+    return (work if tasks else {}), compared
+
+
 async def _reinforce(
     config: Config,
     phases: Phases,
     policy: Any,
     env: Env,
-    repairs: Mapping[str, ledex.Repair],
-    debug: Mapping[str, Rollout],
+    work: Work,
+    compared: Mapping[str, ledex.Repair],
     embed: Embed,
 ) -> list[Row]:
-    """PPO on the programs that have a right refinement to be compared with; a row a step."""
-    tasks, compared = ledex.rl_tasks(repairs)
-    if not tasks or not config.rl_steps:
-        say("no wrong program has a verified refinement: no RL", phases.progress and not tasks)
+    """PPO on programs that have a right one to be compared with; a row a step."""
+    if not work or not config.rl_steps:
+        say("no wrong program has a verified refinement: no RL", phases.progress and not work)
         return []
-    prompts = min(config.prompts, len(tasks))
     method = Method(functools.partial(separate_sites, mode=config.credit), "ppo", "reward", True)
     setup = training(config, lr=config.rl_lr, schedule="constant", lora=None)
     reference = Reference(policy.model) if config.kl else None
@@ -267,8 +289,7 @@ async def _reinforce(
     with Journal(config, phases.folder.path, policy, trainer, steps=steps) as journal:
         for step in journal.left():
             clocks = [time.perf_counter()]
-            chosen = tasks_of(step, tasks, prompts, config.seed)
-            trees = await _attempt(phases, policy, env, chosen, step, debug)
+            trees = await _attempt(config, phases, policy, env, step, work)
             groups = in_groups(trees)
             clocks.append(time.perf_counter())
             scored = [score(group) for group in groups]
@@ -292,21 +313,16 @@ async def _reinforce(
 
 
 async def _attempt(
-    phases: Phases,
-    policy: Any,
-    env: Env,
-    tasks: Sequence[Task],
-    step: int,
-    debug: Mapping[str, Rollout],
+    config: Config, phases: Phases, policy: Any, env: Env, step: int, work: Work
 ) -> list[Tree]:
-    """The refinements of a step, by each instruction."""
-    config, trees = phases.config, []
-    for kind, make in debug.items():
+    """The answers of a step, by each rollout."""
+    trees: list[Tree] = []
+    for kind, (rollout, tasks) in work.items():
         trees += await collect(
             env,
-            make,
+            rollout,
             policy,
-            tasks=tasks,
+            tasks=tasks_of(step, tasks, min(config.prompts, len(tasks)), config.seed),
             params=SamplingParams(max_tokens=config.max_tokens, temperature=TEMPERATURES["rl"]),
             seed=derive_seed(config.seed, step, kind),
             box=phases.box,
@@ -358,16 +374,18 @@ class _Exam:
         trees = await collect(f"{stage}_programs", rollout=self_debug(rounds=0), n=self.n)
         first = [a for _, a in evaluate.final(trees) if a.error is None]
         own = ledex.repair_tasks(ledex.split(trees).wrong)
-        known = self.wrong or own
         found: dict[str, Any] = {"first": evaluate.summarize(evaluate.final(trees))}
         for kind, rollout in self.debug.items():
             mended = _share(await collect(f"{stage}_{kind}", rollout=rollout, tasks=own))
             right = sum(map(evaluate.right, first)) + mended.successes
             found[kind] = Proportion(right, len(first)).to_json()
             found[kind]["refined"] = mended.to_json()
-            trees = await collect(f"{stage}_{kind}_known", rollout=rollout, tasks=known)
-            found[kind]["repaired"] = _share(trees).to_json()
-        self.wrong.extend(known[len(self.wrong) :])
+            if self.wrong:
+                trees = await collect(f"{stage}_{kind}_known", rollout=rollout, tasks=self.wrong)
+                mended = _share(trees)
+            found[kind]["repaired"] = mended.to_json()
+        if not self.wrong:
+            self.wrong.extend(own)
         return found
 
 

@@ -7,6 +7,7 @@ arXiv 2405.18649. In the order in which a recipe calls it:
     pool          what the teacher wrote, executed: an explanation is as right as its refinement
     sft_rows      right first programs, refinements, and explanations with refinements
     rl_tasks      the programs to refine by reinforcement: wrong ones, and failed refinements
+    program_tasks the tasks whose first programs are trained so, too
     rewarded      a reward for the explanation and one for the program, each in its place
 
 Whether a program is right is the environment's grade, over all tests and not only those that the
@@ -191,6 +192,24 @@ def rl_tasks(repairs: Mapping[str, Repair]) -> tuple[list[Task], dict[str, Repai
                 tasks.append(replace(repair.task, id=name, data=data))
                 compared[name] = repair
     return tasks, compared
+
+
+def program_tasks(
+    programs: Sequence[Graded], repairs: Iterable[Repair]
+) -> tuple[list[Task], dict[str, Repair]]:
+    """The tasks whose first programs can be trained by reinforcement: those of which a right
+    program is known, and what theirs are compared with (right first programs and refinements)."""
+    compared: dict[str, Repair] = {}
+    for tree, attempt in programs:
+        text = attempt.metrics["turns"][0]["text"]
+        known = compared.setdefault(tree.task.id, Repair(tree.task, ""))
+        known.right.append(Refinement(text, "", text, attempt.answer))
+    for repair in repairs:
+        if repair.right:
+            origin = replace(repair.task, id=repair.task.id.rpartition("#")[0])
+            known = compared.setdefault(origin.id, Repair(origin, ""))
+            known.right += [replace(one, explanation="") for one in repair.right]
+    return [known.task for known in compared.values()], compared
 
 
 def explanations(repairs: Iterable[Repair]) -> list[str]:

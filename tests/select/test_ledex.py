@@ -236,6 +236,18 @@ def test_without_a_right_refinement_there_is_nothing_to_compare_with():
     assert ledex.rl_tasks(repairs) == ([], {})
 
 
+def test_first_programs_are_compared_with_all_right_ones_of_their_task():
+    first = ledex.split(trees_of(self_debug(rounds=0), ["so p: abcd", "p: ab"], ENV.tasks(2)))
+    repairs, _ = refined(RIGHT, HIDDEN, n=3)
+    tasks, compared = ledex.program_tasks(first.right, repairs.values())
+    assert [task.id for task in tasks] == ["t0", "t1", "t2"]
+    assert [one.code for one in compared["t0"].right] == ["abcd", "abcd"]
+    assert [one.code for one in compared["t1"].right] == ["abcd"]
+    graded = final(trees_of(self_debug(rounds=0), ["p: abc"], tasks[1:2]))
+    made = ledex.rewarded(graded, compared, TfIdf(["a"]), alike=lambda a, b: 0.5, mark=MARK)
+    assert [(r.source, r.value) for r in made[0][1].rewards] == [("refinement", 1.25)]
+
+
 def test_what_was_not_scored_gets_no_reward():
     repairs, _ = refined(RIGHT)
     tree, attempt = rewards_of("why => p: broken", repairs)
