@@ -10,7 +10,7 @@ import pytest
 import envs
 from agentrl.errors import ConfigError
 from envs.arithmetic import KINDS, SPLITS, is_test
-from envs.grading import grade
+from envs.grading import grade, grade_task
 
 
 def printed(program: str) -> str:
@@ -108,3 +108,14 @@ def test_size_of_the_split() -> None:
 def test_system_prompt() -> None:
     task = envs.make("arithmetic", system="Be brief.").tasks(1)[0]
     assert [m.role for m in task.prompt] == ["system", "user"]
+
+
+@pytest.mark.parametrize("split", ["train", "unseen"])
+def test_demonstrations_run_the_program_and_state_its_answer(split):
+    env = envs.make("arithmetic", split=split)
+    for task in env.tasks(60):
+        (shown,) = env.demonstrations(task)
+        opening, code, rest = shown.partition(f"\n{task.data['program']}\n```\n")
+        assert opening == "```python", "what it is played with is what other tests check"
+        assert code
+        assert grade_task(task, rest).right

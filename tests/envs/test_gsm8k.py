@@ -84,3 +84,14 @@ def test_the_real_test_file() -> None:
     mixed = envs.make("gsm8k", split="test", seed=1).tasks()
     assert mixed != tasks
     assert sorted(t.id for t in mixed) == [t.id for t in tasks]
+
+
+def test_a_demonstration_is_the_solution_without_its_calculator(tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    solution = "She sold 48/2 = <<48/2=24>>24 clips.\\nIn all 48+24 = <<48+24=72>>72.\\n#### 1,072"
+    file.write_text(f'{{"question": "How many?", "answer": "{solution}"}}\n')
+    env = envs.make("gsm8k", path=file)
+    (task,) = env.tasks()
+    (shown,) = env.demonstrations(task)
+    assert shown == ("She sold 48/2 = 24 clips.\nIn all 48+24 = 72.\nThe answer is \\boxed{1072}.")
+    assert grade_task(task, shown).right
