@@ -1,0 +1,168 @@
+"""The engine: vLLM's AsyncLLM behind four coroutines with plain data in and out.
+
+Runs in the environment that has vLLM and imports nothing of agentrl. What is sampled from is
+reported as it was: `logprobs_mode` is vLLM's `processed_logprobs`, of the distribution after
+temperature, top-p and top-k; where these change it, the log-probabilities at temperature 1 take a
+second forward pass over the sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+EXTENSION = "vllm_extension.Extension"
+
+
+class Core:
+    """One engine. `options` are vLLM's engine arguments."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        # the engine's own processes import the extension by this path
+        path = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in path if p)
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = {
+            "logprobs_mode": "processed_logprobs",
+            "worker_extension_cls": EXTENSION,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+        }
+        self.model = model
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model, **arguments | options))
+        config = self.engine.model_config
+        self.max_context = int(config.max_model_len) - 1  # scoring samples a token, too
+        self.vocab_size = int(config.get_vocab_size())
+        self.version = 0
+        self.lora: Any = None
+        self._ids = itertools.count()
+        self._updating, self._ready = asyncio.Lock(), asyncio.Event()
+        self._ready.set()
+
+    async def check(self) -> None:
+        """Raise if the engine is dead."""
+        await self.engine.check_health()
+
+    def facts(self) -> dict[str, Any]:
+        """What a client needs to know of the engine."""
+        import vllm
+
+        return {
+            "model": self.model,
+            "max_context": self.max_context,
+            "vocab_size": self.vocab_size,
+            "version": self.version,
+            "vllm": vllm.__version__,
+        }
+
+    async def sample(self, ids: list[int], params: dict[str, Any]) -> dict[str, Any]:
+        """One completion. `params`: `max_tokens`, `temperature`, `top_p`, `top_k`, `stop`, `seed`,
+        `eos_ids`. Cancelling the call ends the request in the engine.
+
+        The result has `ids`, `logprobs` (temperature 1), `sampled` (of the distribution drawn from,
+        None where that is the same), `finish` (eos, stop, length), `stop`, `version`.
+        """
+        from vllm import SamplingParams
+
+        greedy = params["temperature"] == 0
+        asked = SamplingParams(
+            max_tokens=params["max_tokens"],
+            temperature=params["temperature"],
+            top_p=1.0 if greedy else params["top_p"],
+            top_k=0 if greedy else params["top_k"],
+            seed=params["seed"],
+            stop=list(params["stop"]),
+            stop_token_ids=list(params["eos_ids"]),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+            detokenize=bool(params["stop"]),
+            logprobs=0,
+        )
+        made, version = await self._ask(ids, asked)
+        one = made.outputs[0]
+        tokens = list(one.token_ids)
+        drawn = [row[i].logprob for i, row in zip(tokens, one.logprobs, strict=True)]
+        finish, stop = _ending(one, tokens, params["eos_ids"])
+        plain = greedy or (
+            params["temperature"] == 1 and params["top_p"] >= 1 and params["top_k"] <= 0
+        )
+        return {
+            "ids": tokens,
+            "logprobs": drawn if plain else (await self.score([*ids, *tokens]))[len(ids) - 1 :],
+            "sampled": None if plain else drawn,
+            "finish": finish,
+            "stop": stop,
+            "version": version,
+        }
+
+    async def score(self, ids: list[int]) -> list[float]:
+        """Log-probabilities of `ids[1:]` at temperature 1."""
+        from vllm import SamplingParams
+
+        if len(ids) < 2:
+            return []
+        asked = SamplingParams(prompt_logprobs=0, max_tokens=1, detokenize=False)
+        made, _ = await self._ask(ids, asked)
+        return [row[i].logprob for i, row in zip(ids[1:], made.prompt_logprobs[1:], strict=True)]
+
+    async def _ask(self, ids: list[int], params: Any) -> tuple[Any, int]:
+        """The engine's answer, and the version of the weights that made it."""
+        await self._ready.wait()
+        version, last = self.version, None
+        name, prompt = str(next(self._ids)), {"prompt_token_ids": ids}
+        async for made in self.engine.generate(prompt, params, name, lora_request=self.lora):
+            last = made
+        return last, version
+
+    async def update(self, source: dict[str, Any], seconds: float) -> int:
+        """Take new weights from `source`: `{"kind": "file", "path"}` (safetensors, every weight by
+        its name in the model's checkpoint), `{"kind": "gloo", ...}` (see the extension),
+        `{"kind": "adapter", "path"}` (a LoRA folder), or `{"kind": "none"}`.
+
+        Requests in flight end with the weights that they began with, later ones wait; every cache
+        that the old weights made is dropped. Returns the new version. Raises TimeoutError after
+        `seconds`; the engine may then hold some new and some old weights: update it again.
+        """
+        async with self._updating:
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._take(source, seconds)
+                self.version += 1
+            finally:
+                self._ready.set()
+        return self.version
+
+    async def _take(self, source: dict[str, Any], seconds: float) -> None:
+        if source["kind"] == "adapter":
+            from vllm.lora.request import LoRARequest
+
+            number = self.version + 1
+            lora = LoRARequest(f"version-{number}", number, source["path"])
+            await self.engine.add_lora(lora)
+            self.lora = lora
+            return
+        await self.engine.pause_generation(mode="wait")  # drops the caches, too
+        try:
+            if source["kind"] != "none":
+                await self.engine.collective_rpc("agentrl_update", args=(source, seconds))
+        finally:
+            await self.engine.resume_generation()
+
+    async def close(self) -> None:
+        """End the engine's processes."""
+        self.engine.shutdown()
+
+
+def _ending(one: Any, tokens: list[int], eos_ids: list[int]) -> tuple[str, str | None]:
+    if tokens and tokens[-1] in set(eos_ids):
+        return "eos", None
+    if one.finish_reason == "stop" and isinstance(one.stop_reason, str):
+        return "stop", one.stop_reason
+    return "length", None

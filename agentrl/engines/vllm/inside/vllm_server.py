@@ -1,0 +1,122 @@
+"""The engine over HTTP: a file that any Python with vLLM runs, without agentrl.
+
+    python vllm_server.py MODEL --socket PATH | --host 127.0.0.1 --port 8600
+        [--options '{"dtype": "float32"}'] [--with-parent]
+
+| | |
+|---|---|
+| GET /health | the engine's facts |
+| POST /sample | `{"ids", "params"}`; a client that hangs up cancels |
+| POST /score | `{"ids"}` |
+| POST /update | `{"source", "seconds"}` |
+
+Errors are `{"error": text, "kind": engine \\| value}`. Where `AGENTRL_TOKEN` is set, requests need
+it as their bearer token. With `--with-parent` the server ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+Answer = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+def application(core: Any, token: str = "") -> web.Application:
+    """The routes over `core`."""
+
+    def route(answer: Answer) -> Any:
+        async def handle(request: web.Request) -> web.Response:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if token and not hmac.compare_digest(given.encode(), token.encode()):
+                return _failed("the token is wrong", "value", 401)
+            try:
+                asked = await request.json() if request.can_read_body else {}
+                return web.json_response(await answer(asked))
+            except (ValueError, KeyError, TypeError) as error:
+                return _failed(f"{type(error).__name__}: {error}", "value", 400)
+            except Exception as error:
+                return _failed(f"{type(error).__name__}: {error}", "engine", 500)
+
+        return handle
+
+    async def health(asked: dict[str, Any]) -> Any:
+        await core.check()
+        return core.facts()
+
+    async def sample(asked: dict[str, Any]) -> Any:
+        return await core.sample(asked["ids"], asked["params"])
+
+    async def score(asked: dict[str, Any]) -> Any:
+        return await core.score(asked["ids"])
+
+    async def update(asked: dict[str, Any]) -> Any:
+        return await core.update(asked["source"], asked["seconds"])
+
+    app = web.Application(client_max_size=64 << 20)
+    app.router.add_get("/health", route(health))
+    for name, answer in (("sample", sample), ("score", score), ("update", update)):
+        app.router.add_post(f"/{name}", route(answer))
+    return app
+
+
+def _failed(text: str, kind: str, status: int) -> web.Response:
+    return web.json_response({"error": text, "kind": kind}, status=status)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Start the engine and answer until a signal, or the end of standard input."""
+    from vllm_core import Core  # beside this file
+
+    core = Core(options.model, **json.loads(options.options))
+    # a handler is cancelled when its client hangs up
+    runner = web.AppRunner(
+        application(core, os.environ.get("AGENTRL_TOKEN", "")), handler_cancellation=True
+    )
+    await runner.setup()
+    site: web.BaseSite = (
+        web.UnixSite(runner, options.socket)
+        if options.socket
+        else web.TCPSite(runner, options.host, options.port)
+    )
+    await site.start()
+    print(json.dumps({"ready": core.facts()}), flush=True)
+    over, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, over.set)
+    if options.with_parent:
+
+        def ended() -> None:
+            if not os.read(0, 4096):
+                over.set()
+
+        loop.add_reader(0, ended)
+    await over.wait()
+    with contextlib.suppress(Exception):
+        await core.close()
+    await runner.cleanup()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="vLLM for agentrl, over HTTP")
+    parser.add_argument("model")
+    parser.add_argument("--socket")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8600)
+    parser.add_argument("--options", default="{}", help="engine arguments as JSON")
+    parser.add_argument("--with-parent", action="store_true")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""An engine in a process of its own, and the client that talks to one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import ConfigError, EngineError, missing_extra
+
+try:
+    import aiohttp
+except ImportError as error:
+    raise missing_extra("aiohttp", "remote") from error
+
+PROGRAM = Path(__file__).parent / "inside" / "vllm_server.py"
+PYTHON = "AGENTRL_VLLM_PYTHON"
+"""Names the Python of the environment that has vLLM; without it, the one that runs here."""
+
+
+class Client:
+    """An engine behind HTTP: `url` is `http://HOST:PORT`, or `unix:PATH` for a socket.
+
+    `timeout_s` bounds one request. The token is that of the environment variable
+    `AGENTRL_TOKEN` on both sides unless given.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 3600.0) -> None:
+        self.url = url
+        self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        self._base = "http://engine" if self._socket else url.rstrip("/")
+        self._token = os.environ.get("AGENTRL_TOKEN", "") if token is None else token
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=10)
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._facts: dict[str, Any] = {}
+
+    async def connect(self) -> dict[str, Any]:
+        """Ask for the engine's facts. Raises EngineError if it does not answer."""
+        self._facts = await self._ask("GET", "health")
+        return self._facts
+
+    def facts(self) -> dict[str, Any]:
+        """What `connect` found."""
+        return self._facts
+
+    async def sample(self, ids: list[int], params: dict[str, Any]) -> dict[str, Any]:
+        """See `inside.vllm_core.Core`."""
+        made: dict[str, Any] = await self._ask("POST", "sample", {"ids": ids, "params": params})
+        return made
+
+    async def score(self, ids: list[int]) -> list[float]:
+        """See `inside.vllm_core.Core`."""
+        made: list[float] = await self._ask("POST", "score", {"ids": ids})
+        return made
+
+    async def update(self, source: dict[str, Any], seconds: float) -> int:
+        """See `inside.vllm_core.Core`."""
+        return int(await self._ask("POST", "update", {"source": source, "seconds": seconds}))
+
+    async def close(self) -> None:
+        """Hang up."""
+        session, self._session = self._session, None
+        if session is not None and self._loop is asyncio.get_running_loop():
+            await session.close()
+
+    async def _ask(self, method: str, name: str, body: Any = None) -> Any:
+        try:
+            async with (await self._open()).request(
+                method, f"{self._base}/{name}", json=body, timeout=self._timeout
+            ) as answer:
+                made = await answer.json()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise EngineError(f"{self.url}: {type(error).__name__}: {error}") from error
+        except TimeoutError as error:
+            raise EngineError(f"{self.url} gave no answer to {name} in time") from error
+        if answer.status != 200:
+            raise EngineError(f"{self.url} refuses {name}: {made.get('error', made)}")
+        return made
+
+    async def _open(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop:
+            if self._session is not None:
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    await self._session.close()
+            connector = (
+                aiohttp.UnixConnector(self._socket, limit=0)
+                if self._socket
+                else aiohttp.TCPConnector(limit=0)
+            )
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+            self._loop = loop
+        return self._session
+
+
+class Server(Client):
+    """An engine started here, in a process (and, by `python`, an environment) of its own.
+
+    Reached by a Unix socket in a private folder. It ends with `close`, and by itself when this
+    process dies, however that happens.
+    """
+
+    def __init__(self, model: str, *, python: str | None = None, **options: Any) -> None:
+        self.folder = tempfile.mkdtemp(prefix="agentrl-vllm-")
+        self.log = Path(self.folder) / "log"
+        self._given = (model, python or os.environ.get(PYTHON) or sys.executable, options)
+        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__(f"unix:{self.folder}/socket", token=secrets.token_hex(16))
+
+    async def start(self, seconds: float = 600.0) -> dict[str, Any]:
+        """Start it and wait until it answers. Raises EngineError with the end of its log if it
+        dies or takes longer; ConfigError if there is no such Python."""
+        model, python, options = self._given
+        command = [python, str(PROGRAM), model, "--socket", str(self._socket), "--with-parent"]
+        command += ["--options", json.dumps(options)]
+        began = time.monotonic()
+        with self.log.open("wb") as log:
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=environment() | {"AGENTRL_TOKEN": self._token},
+                )
+            except OSError as error:
+                raise ConfigError(f"cannot start {python}: {error.strerror}") from error
+        try:
+            while True:
+                if self.process.poll() is not None:
+                    raise EngineError(f"the vLLM server ended by itself. {self.why()}")
+                if os.path.exists(str(self._socket)):
+                    return await self.connect()
+                if time.monotonic() - began > seconds:
+                    raise EngineError(f"the vLLM server took over {seconds:g} s. {self.why()}")
+                await asyncio.sleep(0.1)
+        except BaseException:
+            await self._end()  # the log stays
+            raise
+
+    def why(self) -> str:
+        """The end of its log, errors first."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        errors = [line for line in lines if "Error" in line and "Traceback" not in line]
+        shown = (errors or lines)[-3:]
+        return f"Its log ({self.log}) says: " + " | ".join(shown) if shown else ""
+
+    async def _ask(self, method: str, name: str, body: Any = None) -> Any:
+        try:
+            return await super()._ask(method, name, body)
+        except EngineError as error:
+            if self.process is not None and self.process.poll() is not None:
+                raise EngineError(f"the vLLM server has died. {self.why()}") from error
+            raise
+
+    async def close(self) -> None:
+        """End the server and everything it started."""
+        await self._end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _end(self) -> None:
+        await super().close()
+        process, self.process = self.process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(process.wait)
+
+
+def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The server's environment: ours, without what points at our own packages."""
+    dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    return {k: v for k, v in given.items() if k not in dropped} | {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": given.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    }
