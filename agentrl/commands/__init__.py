@@ -9,6 +9,7 @@ from agentrl.commands.evaluating import add_eval
 from agentrl.commands.exchanging import add_export, add_import
 from agentrl.commands.machine import add_doctor, add_list, add_sandbox
 from agentrl.commands.reproducing import add_reproduce
+from agentrl.commands.serving import add_serve_model
 
 COMMANDS = (
     add_run,
@@ -21,6 +22,7 @@ COMMANDS = (
     add_export,
     add_import,
     add_sandbox,
+    add_serve_model,
     add_list,
     add_doctor,
 )

@@ -37,7 +37,9 @@ def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = T
     """What to attempt, by which policy and how often."""
     command.add_argument("--env", required=env_required, help="environment, such as arithmetic")
     command.add_argument(
-        "--policy", default="smollm2", help="smollm2, a hub id, a path, scripted:M:F, openai:M@URL"
+        "--policy",
+        default="smollm2",
+        help="smollm2, a hub id, a path, vllm:M, vllm:M@URL, openai:M@URL, scripted:M:F",
     )
     command.add_argument("--rollout", default="tool_loop", help="see: agentrl list rollouts")
     command.add_argument("--split", default="test")

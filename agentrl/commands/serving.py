@@ -1,14 +1,16 @@
-"""`agentrl sandbox serve`: this machine's sandbox for others."""
+"""`agentrl sandbox serve` and `agentrl serve`: this machine's sandbox, or a model, for others."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 from agentrl import config as settings
 from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+from agentrl.errors import ConfigError
 
 
 def add_serve(parts: Any) -> None:
@@ -80,3 +82,43 @@ def run_serve(options: argparse.Namespace) -> int:
 
     asyncio.run(go())
     return 0
+
+
+def add_serve_model(commands: Any) -> None:
+    c = command_of(
+        commands,
+        "serve",
+        "serve a model by vLLM, for policies vllm:MODEL@URL",
+        "agentrl serve smollm2 --port 8600 dtype=bfloat16 enable_lora=true",
+    )
+    c.add_argument("model", help="smollm2, a folder, or a hub id")
+    c.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s); beyond this machine, requests need the "
+        "token in AGENTRL_TOKEN",
+    )
+    c.add_argument("--port", type=int, default=8600, help="(default: %(default)s)")
+    c.add_argument("--python", help="of an environment with vLLM; else AGENTRL_VLLM_PYTHON")
+    c.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="vLLM's engine arguments")
+    c.set_defaults(run=run_serve_model)
+
+
+def run_serve_model(options: argparse.Namespace) -> int:
+    """`agentrl serve`: becomes the server."""
+    from agentrl.engines.vllm import loading, server
+
+    if options.host not in server.LOCAL and not os.environ.get("AGENTRL_TOKEN"):
+        raise ConfigError(
+            f"serve --host {options.host}: others can reach it. Set AGENTRL_TOKEN to a secret, "
+            "here and for the clients"
+        )
+    loading.check_found(options.python)
+    given = settings.pairs(options.settings)
+    command = server.program(
+        loading.source(options.model), options.python, given, host=options.host, port=options.port
+    )
+    try:
+        os.execvpe(command[0], command, server.environment())
+    except OSError as error:
+        raise ConfigError(f"cannot start {command[0]}: {error.strerror}") from error

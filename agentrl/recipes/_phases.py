@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 from agentrl import evaluate, losses
 from agentrl.collect import collect
 from agentrl.config import RunFolder
-from agentrl.engines.hf import HFPolicy
 from agentrl.engines.memory import give_memory_back
 from agentrl.errors import AgentRLWarning
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
@@ -115,7 +114,7 @@ class Phases:
         loss: losses.Loss | Objective | str = "sft",
         **changes: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """Train an HFPolicy's model on `rows`; the policy that samples from the result, and facts.
+        """Train a policy's model on `rows`; the policy that samples the result, and facts.
 
         Where there are none, that is said, and the model stays as it is. `changes` are settings of
         training that differ from the recipe's.
@@ -146,10 +145,7 @@ class Phases:
         if result.model is policy.model:
             policy.refresh()
         else:
-            version = policy.version
-            await policy.close()
-            policy = HFPolicy(result.model, policy.tokenizer, name=policy.name)
-            policy.refresh(version=version + 1)
+            policy = await policy.over(result.model)
         return policy, {
             "samples": len(rows),
             "steps": result.steps,

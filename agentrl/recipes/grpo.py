@@ -150,8 +150,7 @@ async def learn(
     seed_all(config.seed)
     tasks = train_env.tasks(config.n) if tasks is None else tasks
     if setup.lora is not None:
-        await policy.close()
-        policy = HFPolicy(adapt(policy.model, setup.lora), policy.tokenizer, name=policy.name)
+        policy = await policy.over(adapt(policy.model, setup.lora))
     reference = Reference(policy.model) if config.kl else None
     trainer = Trainer(policy.model, setup, value_head(policy.model) if method.values else None)
     attempt = _attempting(config, box)

@@ -22,7 +22,6 @@ from agentrl import evaluate, losses
 from agentrl.batch import Batch, trainable_weight
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
-from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
 from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Rollout, Sandbox
@@ -162,8 +161,7 @@ async def learn(
     held_out = test_env.tasks(config.eval_n)
     tasks, contaminated = dedupe.clean(train_env.tasks(config.n), held_out)
     if setup.lora is not None:
-        await policy.close()
-        policy = HFPolicy(adapt(policy.model, setup.lora), policy.tokenizer, name=policy.name)
+        policy = await policy.over(adapt(policy.model, setup.lora))
     reference = Reference(policy.model) if config.beta or config.shaping else None
     trainer = Trainer(policy.model, setup)
     before = await phases.measure("before", test_env, rollout, policy, held_out)

@@ -211,8 +211,7 @@ async def learn(
         name = f"{policy.name}-base"
         base = HFPolicy(copy.deepcopy(policy.model).eval(), policy.tokenizer, name=name)
     if setup.lora is not None:
-        await policy.close()
-        policy = HFPolicy(adapt(policy.model, setup.lora), policy.tokenizer, name=policy.name)
+        policy = await policy.over(adapt(policy.model, setup.lora))
     reference = Reference(policy.model)
     attempting = functools.partial(
         collect,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,6 +161,22 @@ class VLLMPolicy:
             raise EngineError(f"{type(error).__name__} in vLLM: {error}") from error
 
 
+async def difference(policy: VLLMPolicy, model: Any) -> float:
+    """The largest difference (nats) of a log-probability in the engine and in `model`, over a few
+    tokens."""
+    import torch
+
+    place = next(model.parameters()).device
+    ids = [i % policy.tokenizer.vocab_size for i in range(3, 40)]
+    training = model.training
+    with torch.no_grad():
+        logits_TV = model.eval()(torch.tensor([ids], device=place)).logits[0]
+    model.train(training)
+    logprobs_TV = logits_TV.float().log_softmax(-1)
+    expected = [float(logprobs_TV[t, i]) for t, i in enumerate(ids[1:])]
+    return max(abs(a - b) for a, b in zip(expected, await policy.score(ids), strict=True))
+
+
 async def self_test(policy: VLLMPolicy, model: Any, *, tolerance: float) -> None:
     """Check that weights arrive, all of them: after an update with the weights of `model`, with
     changed ones, and with its own again, the engine's log-probabilities are those of `model` with
@@ -170,14 +185,6 @@ async def self_test(policy: VLLMPolicy, model: Any, *, tolerance: float) -> None
     `model` has its weights again afterwards. Raises EngineError if the engine has others.
     """
     import torch
-
-    place = next(model.parameters()).device
-    ids = [i % policy.tokenizer.vocab_size for i in range(3, 40)]
-
-    def expected() -> list[float]:
-        with torch.no_grad():
-            logprobs_TV = model(torch.tensor([ids], device=place)).logits[0].log_softmax(-1)
-        return [float(logprobs_TV[t, i]) for t, i in enumerate(ids[1:])]
 
     kept = {n: w.clone() for n, w in sync.weights_of(model).items()}
     own = dict(model.named_parameters())
@@ -189,8 +196,7 @@ async def self_test(policy: VLLMPolicy, model: Any, *, tolerance: float) -> None
                     if name in kept:
                         parameter.copy_(kept[name] * factor)
             await policy.update(sync.weights_of(model))
-            pairs = zip(expected(), await policy.score(ids), strict=True)
-            found.append(max(abs(a - b) for a, b in pairs))
+            found.append(await difference(policy, model))
     finally:
         with torch.no_grad():
             for name, parameter in own.items():
@@ -203,12 +209,3 @@ async def self_test(policy: VLLMPolicy, model: Any, *, tolerance: float) -> None
             f"the trainer's by {shown} nats with the same, changed and the same weights again (at "
             f"most {tolerance:g} expected)"
         )
-
-
-@contextlib.asynccontextmanager
-async def closing(policy: VLLMPolicy) -> Any:
-    """`async with closing(policy): ...` ends the engine afterwards."""
-    try:
-        yield policy
-    finally:
-        await policy.close()

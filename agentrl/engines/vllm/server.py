@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentrl.engines.vllm import PYTHON
 from agentrl.errors import ConfigError, EngineError, missing_extra
 
 try:
@@ -25,8 +26,10 @@ except ImportError as error:
     raise missing_extra("aiohttp", "remote") from error
 
 PROGRAM = Path(__file__).parent / "inside" / "vllm_server.py"
-PYTHON = "AGENTRL_VLLM_PYTHON"
-"""Names the Python of the environment that has vLLM; without it, the one that runs here."""
+LOCAL = ("127.0.0.1", "::1", "localhost")
+"""Hosts that need no token."""
+GRACE_S = 15.0
+"""How much later than the engine's own deadline the client gives up."""
 
 
 class Client:
@@ -41,7 +44,7 @@ class Client:
         self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._base = "http://engine" if self._socket else url.rstrip("/")
         self._token = os.environ.get("AGENTRL_TOKEN", "") if token is None else token
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=10)
+        self._limit = timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._facts: dict[str, Any] = {}
@@ -67,7 +70,8 @@ class Client:
 
     async def update(self, source: dict[str, Any], seconds: float) -> int:
         """See `inside.vllm_core.Core`."""
-        return int(await self._ask("POST", "update", {"source": source, "seconds": seconds}))
+        body = {"source": source, "seconds": seconds}
+        return int(await self._ask("POST", "update", body, seconds + GRACE_S))
 
     async def close(self) -> None:
         """Hang up."""
@@ -75,18 +79,24 @@ class Client:
         if session is not None and self._loop is asyncio.get_running_loop():
             await session.close()
 
-    async def _ask(self, method: str, name: str, body: Any = None) -> Any:
+    async def _ask(
+        self, method: str, name: str, body: Any = None, seconds: float | None = None
+    ) -> Any:
+        """The answer. `seconds` bound it where the client's own limit is longer."""
+        limit = min(seconds or self._limit, self._limit)
+        timeout = aiohttp.ClientTimeout(total=limit, sock_connect=10)
         try:
             async with (await self._open()).request(
-                method, f"{self._base}/{name}", json=body, timeout=self._timeout
+                method, f"{self._base}/{name}", json=body, timeout=timeout
             ) as answer:
                 made = await answer.json()
+        except TimeoutError as error:
+            raise EngineError(f"{self.url} gave no answer to {name} in {limit:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EngineError(f"{self.url}: {type(error).__name__}: {error}") from error
-        except TimeoutError as error:
-            raise EngineError(f"{self.url} gave no answer to {name} in time") from error
         if answer.status != 200:
-            raise EngineError(f"{self.url} refuses {name}: {made.get('error', made)}")
+            said = made.get("error", made) if isinstance(made, dict) else made
+            raise EngineError(f"{self.url} refuses {name}: {said}")
         return made
 
     async def _open(self) -> aiohttp.ClientSession:
@@ -116,7 +126,7 @@ class Server(Client):
     def __init__(self, model: str, *, python: str | None = None, **options: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="agentrl-vllm-")
         self.log = Path(self.folder) / "log"
-        self._given = (model, python or os.environ.get(PYTHON) or sys.executable, options)
+        self._given = (model, python, options)
         self.process: subprocess.Popen[bytes] | None = None
         super().__init__(f"unix:{self.folder}/socket", token=secrets.token_hex(16))
 
@@ -124,8 +134,7 @@ class Server(Client):
         """Start it and wait until it answers. Raises EngineError with the end of its log if it
         dies or takes longer; ConfigError if there is no such Python."""
         model, python, options = self._given
-        command = [python, str(PROGRAM), model, "--socket", str(self._socket), "--with-parent"]
-        command += ["--options", json.dumps(options)]
+        command = program(model, python, options, socket=str(self._socket))
         began = time.monotonic()
         with self.log.open("wb") as log:
             try:
@@ -138,7 +147,7 @@ class Server(Client):
                     env=environment() | {"AGENTRL_TOKEN": self._token},
                 )
             except OSError as error:
-                raise ConfigError(f"cannot start {python}: {error.strerror}") from error
+                raise ConfigError(f"cannot start {command[0]}: {error.strerror}") from error
         try:
             while True:
                 if self.process.poll() is not None:
@@ -159,9 +168,11 @@ class Server(Client):
         shown = (errors or lines)[-3:]
         return f"Its log ({self.log}) says: " + " | ".join(shown) if shown else ""
 
-    async def _ask(self, method: str, name: str, body: Any = None) -> Any:
+    async def _ask(
+        self, method: str, name: str, body: Any = None, seconds: float | None = None
+    ) -> Any:
         try:
-            return await super()._ask(method, name, body)
+            return await super()._ask(method, name, body, seconds)
         except EngineError as error:
             if self.process is not None and self.process.poll() is not None:
                 raise EngineError(f"the vLLM server has died. {self.why()}") from error
@@ -184,6 +195,15 @@ class Server(Client):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
+
+
+def program(model: str, python: str | None, options: Mapping[str, Any], **where: Any) -> list[str]:
+    """The command that runs a server: at a `socket`, for as long as this process lives; or at
+    `host` and `port`."""
+    python = python or os.environ.get(PYTHON) or sys.executable
+    places = [word for name, value in where.items() for word in (f"--{name}", str(value))]
+    ends = ["--with-parent"] if "socket" in where else []
+    return [python, str(PROGRAM), model, *places, *ends, "--options", json.dumps(dict(options))]
 
 
 def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:

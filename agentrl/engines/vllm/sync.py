@@ -10,10 +10,12 @@ Every way has a deadline for the whole of it, and the engine's own error in the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,11 @@ def weights_of(model: Any) -> dict[str, Any]:
     return {name: w.detach() for name, w in model.state_dict().items() if name not in tied}
 
 
+def shared() -> Path | None:
+    """The folder in shared memory; None where there is none: the usual temporary one."""
+    return SHARED if SHARED.is_dir() else None
+
+
 async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: float) -> int:
     """Give `engine` the weights; returns its new version.
 
@@ -51,7 +58,7 @@ async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: fl
         return await _by_gloo(engine, weights, seconds)
     if via not in ("memory", "disk"):
         raise ConfigError(f"via={via!r}: memory, disk or gloo")
-    return await _by_file(engine, weights, SHARED if via == "memory" else None, seconds)
+    return await _by_file(engine, weights, shared() if via == "memory" else None, seconds)
 
 
 async def _by_file(
@@ -60,12 +67,11 @@ async def _by_file(
     from safetensors.torch import save_file
 
     size = sum(w.numel() * w.element_size() for w in weights.values())
-    place = where if where is None or where.is_dir() else None
-    if place is not None and shutil.disk_usage(place).free < size:
+    if where is not None and shutil.disk_usage(where).free < size:
         raise ConfigError(
-            f"{place} has no room for {size >> 20} MiB of weights: enlarge it, or use via='disk'"
+            f"{where} has no room for {size >> 20} MiB of weights: enlarge it, or use via='disk'"
         )
-    folder = tempfile.mkdtemp(prefix="agentrl-weights-", dir=place)
+    folder = tempfile.mkdtemp(prefix="agentrl-weights-", dir=where)
     try:
         path = os.path.join(folder, "weights.safetensors")
         plain = {n: w.detach().cpu().contiguous() for n, w in weights.items()}
@@ -92,11 +98,42 @@ async def _by_gloo(engine: Any, weights: Mapping[str, Any], seconds: float) -> i
             group.broadcast(tensor, 0).wait(limit)
 
     source = {"kind": "gloo", "address": f"tcp://127.0.0.1:{store.port}", "tensors": specs}
-    sending = asyncio.ensure_future(asyncio.to_thread(broadcast))
+    sending = _on_a_thread(broadcast)
     taking = asyncio.ensure_future(engine.update(source, seconds))
-    done, _ = await asyncio.wait({sending, taking}, return_when=asyncio.FIRST_EXCEPTION)
-    if taking in done:  # its error says what went wrong; the sender's only that nobody listens
-        return int(taking.result())
+    try:
+        done, _ = await asyncio.wait({sending, taking}, return_when=asyncio.FIRST_EXCEPTION)
+        if taking in done:  # its error says what went wrong; the sender's only that nobody listens
+            return int(taking.result())
+    finally:
+        taking.cancel()
+        if not sending.cancel():
+            sending.exception()  # seen
     failed = sending.exception()
-    taking.cancel()
     raise EngineError(f"the weights could not be sent: {failed}") from failed
+
+
+def _on_a_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """`work`'s outcome. Its thread is a daemon: a peer that is gone holds up neither the event loop
+    nor the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        failed: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+            loop.call_soon_threadsafe(tell, failed)
+
+    threading.Thread(target=run, name="agentrl-weights", daemon=True).start()
+    return future

@@ -9,8 +9,10 @@ second forward pass over the sequence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,19 @@ EXTENSION = "vllm_extension.Extension"
 
 
 class Core:
-    """One engine. `options` are vLLM's engine arguments."""
+    """One engine. `options` are vLLM's engine arguments; on a CPU it is eager unless they say
+    otherwise, as compiling takes minutes there. `dtype` "auto" is vLLM's own."""
 
     def __init__(self, model: str, **options: Any) -> None:
         # the engine's own processes import the extension by this path
         path = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in path if p)
         from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = {
+            "enforce_eager": current_platform.is_cpu(),
             "logprobs_mode": "processed_logprobs",
             "worker_extension_cls": EXTENSION,
             "enable_prefix_caching": True,
@@ -42,8 +47,10 @@ class Core:
         self.version = 0
         self.lora: Any = None
         self._ids = itertools.count()
-        self._updating, self._ready = asyncio.Lock(), asyncio.Event()
+        self._updating, self._ready, self._idle = asyncio.Lock(), asyncio.Event(), asyncio.Event()
         self._ready.set()
+        self._idle.set()
+        self._in_flight = 0
 
     async def check(self) -> None:
         """Raise if the engine is dead."""
@@ -58,6 +65,7 @@ class Core:
             "max_context": self.max_context,
             "vocab_size": self.vocab_size,
             "version": self.version,
+            "lora": self.engine.vllm_config.lora_config is not None,
             "vllm": vllm.__version__,
         }
 
@@ -84,17 +92,18 @@ class Core:
             detokenize=bool(params["stop"]),
             logprobs=0,
         )
-        made, version = await self._ask(ids, asked)
-        one = made.outputs[0]
-        tokens = list(one.token_ids)
-        drawn = [row[i].logprob for i, row in zip(tokens, one.logprobs, strict=True)]
-        finish, stop = _ending(one, tokens, params["eos_ids"])
         plain = greedy or (
             params["temperature"] == 1 and params["top_p"] >= 1 and params["top_k"] <= 0
         )
+        async with self._weights() as (version, lora):
+            one = (await self._ask(ids, asked, lora)).outputs[0]
+            tokens = list(one.token_ids)
+            drawn = [row[i].logprob for i, row in zip(tokens, one.logprobs, strict=True)]
+            own = drawn if plain else (await self._score([*ids, *tokens], lora))[len(ids) - 1 :]
+        finish, stop = _ending(one, tokens, params["eos_ids"])
         return {
             "ids": tokens,
-            "logprobs": drawn if plain else (await self.score([*ids, *tokens]))[len(ids) - 1 :],
+            "logprobs": own,
             "sampled": None if plain else drawn,
             "finish": finish,
             "stop": stop,
@@ -103,22 +112,38 @@ class Core:
 
     async def score(self, ids: list[int]) -> list[float]:
         """Log-probabilities of `ids[1:]` at temperature 1."""
-        from vllm import SamplingParams
-
         if len(ids) < 2:
             return []
+        async with self._weights() as (_, lora):
+            return await self._score(ids, lora)
+
+    async def _score(self, ids: list[int], lora: Any) -> list[float]:
+        from vllm import SamplingParams
+
         asked = SamplingParams(prompt_logprobs=0, max_tokens=1, detokenize=False)
-        made, _ = await self._ask(ids, asked)
+        made = await self._ask(ids, asked, lora)
         return [row[i].logprob for i, row in zip(ids[1:], made.prompt_logprobs[1:], strict=True)]
 
-    async def _ask(self, ids: list[int], params: Any) -> tuple[Any, int]:
-        """The engine's answer, and the version of the weights that made it."""
-        await self._ready.wait()
-        version, last = self.version, None
-        name, prompt = str(next(self._ids)), {"prompt_token_ids": ids}
-        async for made in self.engine.generate(prompt, params, name, lora_request=self.lora):
+    async def _ask(self, ids: list[int], params: Any, lora: Any) -> Any:
+        """The engine's last answer."""
+        last, name, prompt = None, str(next(self._ids)), {"prompt_token_ids": ids}
+        async for made in self.engine.generate(prompt, params, name, lora_request=lora):
             last = made
-        return last, version
+        return last
+
+    @contextlib.asynccontextmanager
+    async def _weights(self) -> AsyncIterator[tuple[int, Any]]:
+        """The version and the adapter, which stay what they are while the block runs."""
+        while not self._ready.is_set():
+            await self._ready.wait()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield self.version, self.lora
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     async def update(self, source: dict[str, Any], seconds: float) -> int:
         """Take new weights from `source`: `{"kind": "file", "path"}` (safetensors, every weight by
@@ -126,8 +151,9 @@ class Core:
         `{"kind": "adapter", "path"}` (a LoRA folder), or `{"kind": "none"}`.
 
         Requests in flight end with the weights that they began with, later ones wait; every cache
-        that the old weights made is dropped. Returns the new version. Raises TimeoutError after
-        `seconds`; the engine may then hold some new and some old weights: update it again.
+        that the old weights made is dropped. Whole weights end the use of an adapter. Returns the
+        new version. Raises TimeoutError after `seconds`; the engine may then hold some new and some
+        old weights: update it again.
         """
         async with self._updating:
             self._ready.clear()
@@ -140,7 +166,7 @@ class Core:
         return self.version
 
     async def _take(self, source: dict[str, Any], seconds: float) -> None:
-        if source["kind"] == "adapter":
+        if source["kind"] == "adapter":  # its number is part of the keys of cached blocks
             from vllm.lora.request import LoRARequest
 
             number = self.version + 1
@@ -148,10 +174,12 @@ class Core:
             await self.engine.add_lora(lora)
             self.lora = lora
             return
-        await self.engine.pause_generation(mode="wait")  # drops the caches, too
+        await self._idle.wait()
         try:
+            await self.engine.pause_generation(mode="wait")  # drops the caches, too
             if source["kind"] != "none":
                 await self.engine.collective_rpc("agentrl_update", args=(source, seconds))
+                self.lora = None
         finally:
             await self.engine.resume_generation()
 

@@ -29,6 +29,7 @@ from typing import Any
 from aiohttp import web
 
 Answer = Callable[[dict[str, Any]], Awaitable[Any]]
+LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def application(core: Any, token: str = "") -> web.Application:
@@ -89,7 +90,8 @@ async def serve(options: argparse.Namespace) -> None:
         else web.TCPSite(runner, options.host, options.port)
     )
     await site.start()
-    print(json.dumps({"ready": core.facts()}), flush=True)
+    where = options.socket or f"http://{options.host}:{options.port}"
+    print(json.dumps({"ready": where, **core.facts()}), flush=True)
     over, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
@@ -115,7 +117,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8600)
     parser.add_argument("--options", default="{}", help="engine arguments as JSON")
     parser.add_argument("--with-parent", action="store_true")
-    asyncio.run(serve(parser.parse_args()))
+    options = parser.parse_args()
+    if not (options.socket or options.host in LOCAL or os.environ.get("AGENTRL_TOKEN")):
+        parser.error(
+            f"--host {options.host}: set AGENTRL_TOKEN, which every request must then give"
+        )
+    asyncio.run(serve(options))
 
 
 if __name__ == "__main__":
