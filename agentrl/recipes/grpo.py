@@ -39,7 +39,8 @@ from agentrl.recipes._online import (
     update,
 )
 from agentrl.rollouts import tool_loop
-from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export
+from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export, mismatch
+from agentrl.train.mismatch import Correction
 from agentrl.train.online import METHODS, Rows, check_sampling, credited_rows, value_head
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
@@ -49,7 +50,8 @@ from agentrl.types import SamplingParams, Task
 @dataclass(frozen=True)
 class Config:
     """What can be set. A step attempts `prompts` of the `n` tasks `group` times each; `epochs` are
-    optimizer steps on the same attempts; `kl` holds the policy to its start; lengths are tokens."""
+    optimizer steps on the same attempts; `kl` holds the policy to its start; `mismatch` weighs what
+    a sampler that is not the trainer drew (`agentrl.train.mismatch`); lengths are tokens."""
 
     model: str = "smollm2"
     env: str = "arithmetic"
@@ -72,6 +74,8 @@ class Config:
     kl: float = 0.0
     entropy: float = 0.0
     value_coef: float = 1.0
+    mismatch: Correction = "none"
+    mismatch_cap: float = 2.0
     lora: int = 0
     train_dtype: Literal["fp32", "bf16", "auto"] = "auto"
     device: str = "auto"
@@ -113,6 +117,7 @@ async def run(
 def check(config: Config) -> None:
     """Raise ConfigError for settings that cannot be, before anything is sampled."""
     check_sampling(_params(config))
+    mismatch.check(config.mismatch, config.mismatch_cap)
     positive = ("steps", "n", "prompts", "epochs", "max_tokens", "value_coef")
     for name in positive:
         if not getattr(config, name) > 0:
@@ -176,7 +181,10 @@ async def learn(
             clocks.append(time.perf_counter())
             row: Row = {"step": step + 1, **measured(groups, made), "lr": config.lr}
             if made.samples:
-                row |= _train(trainer, made, config, step + 1)
+                made.samples, off = mismatch.corrected(
+                    made.samples, trainer, config.mismatch, config.mismatch_cap
+                )
+                row |= _train(trainer, made, config, step + 1) | off
                 policy.refresh()
             clocks.append(time.perf_counter())
             row |= seconds(clocks)
