@@ -21,7 +21,7 @@ from agentrl.config import RunFolder, settings  # noqa: E402
 from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.models import tiny_model  # noqa: E402
 from agentrl.engines.scripted import ScriptedPolicy  # noqa: E402
-from agentrl.errors import ConfigError  # noqa: E402
+from agentrl.errors import ConfigError, DataError  # noqa: E402
 from agentrl.recipes import dart, raft, reft, s3ft  # noqa: E402
 from agentrl.recipes._phases import Phases  # noqa: E402
 from agentrl.rollouts import tool_loop  # noqa: E402
@@ -128,6 +128,14 @@ def test_raft_global_counts_the_prompts_it_loses(tmp_path):
     summary = learn(raft, config, tmp_path, policy())
     assert summary["selection"]["kept"] == 1
     assert summary["selection"]["prompts_without_a_row"] == 3
+
+
+def test_problems_of_the_test_are_not_trained_on(tmp_path):
+    config = replace(RAFT, iterations=1, eval_n=2)
+    summary = learn(raft, config, tmp_path / "some", policy())
+    assert summary["selection"] == {**summary["selection"], "problems": 2, "contaminated": 2}
+    with pytest.raises(DataError, match="in the test, too"):
+        learn(raft, replace(config, eval_n=4), tmp_path / "all", policy())
 
 
 def test_shaping_and_kl_hold_the_policy_to_its_start(tmp_path):

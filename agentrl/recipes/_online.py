@@ -18,6 +18,7 @@ from agentrl import evaluate
 from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.config import FREE, settings
 from agentrl.engines.hf import HFPolicy
+from agentrl.errors import DataError
 from agentrl.train import Row, Trainer
 from agentrl.train.online import Group, Method, Rows, policy_part
 from agentrl.train.schedule import due
@@ -27,7 +28,14 @@ from agentrl.types import Attempt, Task
 
 def tasks_of(step: int, tasks: Sequence[Task], prompts: int, seed: int) -> list[Task]:
     """The tasks of a step, a function of the step and the seed; each epoch is a new permutation
-    of all, and leaves the few over that make no whole step."""
+    of all, and leaves the few over that make no whole step. Where there are fewer than `prompts`
+    it is all of them. Raises DataError if there are none."""
+    if not tasks:
+        raise DataError(
+            "there is no problem to train on: the environment gave none, or all of them are in the "
+            "test, too. Ask for more (n=...), or for other test problems"
+        )
+    prompts = min(prompts, len(tasks))
     epoch, slot = divmod(step, len(tasks) // prompts)
     order = np.random.default_rng([seed, epoch]).permutation(len(tasks)).tolist()
     return [tasks[i] for i in order[slot * prompts :][:prompts]]

@@ -219,7 +219,7 @@ async def _answers(
         env,
         rollout,
         policy,
-        tasks=tasks_of(iteration, tasks, min(config.prompts, len(tasks)), config.seed),
+        tasks=tasks_of(iteration, tasks, config.prompts, config.seed),
         samples=config.samples,
         temperature=config.temperature,
         seed=derive_seed(config.seed, iteration),
