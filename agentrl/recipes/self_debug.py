@@ -20,15 +20,15 @@ from typing import Any, Literal
 
 import envs
 import sandboxes
-from agentrl import evaluate
 from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.config import RunFolder
 from agentrl.credit import separate_sites
 from agentrl.engines import load_policy
 from agentrl.errors import ConfigError
-from agentrl.evaluate import Graded, Proportion
+from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Rollout, Sandbox
+from agentrl.recipes._exam import Exam
 from agentrl.recipes._online import (
     Journal,
     in_groups,
@@ -41,7 +41,7 @@ from agentrl.recipes._online import (
 )
 from agentrl.recipes._phases import Phases, training
 from agentrl.rollouts.self_debug import EXPLAIN, MARK, REFINE, self_debug
-from agentrl.select import ledex
+from agentrl.select import dedupe, ledex
 from agentrl.select.codebleu import code_bleu
 from agentrl.select.similarity import Embed, TfIdf
 from agentrl.train import Reference, Row, Trainer, export
@@ -171,39 +171,41 @@ async def learn(
 ) -> dict[str, Any]:
     """Train `policy` (an HFPolicy) on `train_env`; measured on `test_env`. See `run`.
 
-    `teacher` is any policy, with a tokenizer of its own; without one the model teaches itself.
-    `embed` compares explanations (default `TfIdf`; the paper's is RoBERTa). `asks` are the two
-    instructions: refine, and explain then refine.
+    `teacher` is any policy, with a tokenizer of its own, and is closed when it has taught; without
+    one the model teaches itself. `embed` compares explanations (default `TfIdf`; the paper's is
+    RoBERTa). `asks` are the two instructions: refine, and explain then refine.
     """
     check(config)
     started, phases = time.perf_counter(), Phases(config, folder, progress, box)
     chat, debug = Chat(policy.tokenizer), _rollouts(config, asks)
-    exam = _Exam(phases, test_env, debug, config.eval_n)
+    exam = Exam(phases, test_env, debug, config.eval_n)
     before = await exam.sit("before", policy)
 
+    tasks, contaminated = dedupe.clean(train_env.tasks(config.n), test_env.tasks(config.eval_n))
     programs = ledex.split(
         await phases.collect(
             "programs",
             train_env,
             self_debug(rounds=0),
             policy,
-            n=config.n,
+            tasks=tasks,
             samples=config.samples,
             temperature=TEMPERATURES["programs"],
         )
     )
-    repairs, refused = ledex.pool(
-        await phases.collect(
-            "refinements",
-            train_env,
-            self_debug(given=True, explain=True, mark=config.mark, ask=asks[1]),
-            teacher or policy,
-            tasks=ledex.repair_tasks(programs.wrong),
-            samples=config.refinements,
-            temperature=TEMPERATURES["refinements"],
-        ),
-        config.mark,
+    teach = self_debug(given=True, explain=True, mark=config.mark, ask=asks[1])
+    answers = await phases.collect(
+        "refinements",
+        train_env,
+        teach,
+        teacher or policy,
+        tasks=ledex.repair_tasks(programs.wrong),
+        samples=config.refinements,
+        temperature=TEMPERATURES["refinements"],
     )
+    repairs, refused = ledex.pool(answers, config.mark)
+    if teacher is not None:
+        await teacher.close()
     kinds = ledex.sft_rows(programs.right, repairs.values(), chat, asks=asks)
     rows = [row for kind in ("plain", *debug) for row in kinds[kind]]
     policy, trained = await phases.fine_tune("sft", policy, rows, schedule="cosine")
@@ -223,10 +225,8 @@ async def learn(
         "sft": tuned,
         "tuned": after,
         "selection": {
-            "right": len(programs.right),
-            "wrong": len(programs.wrong),
-            "dropped": dict(programs.dropped),
-            "repaired": sum(bool(r.right) for r in repairs.values()),
+            "contaminated": contaminated,
+            **_selected(programs, repairs),
             "refused": dict(refused),
             "rows": {kind: len(kinds[kind]) for kind in ("plain", *debug)},
         },
@@ -239,6 +239,16 @@ async def learn(
     if not config.keep_checkpoints:
         folder.drop_checkpoints()
     return summary
+
+
+def _selected(programs: ledex.Programs, repairs: Mapping[str, ledex.Repair]) -> dict[str, Any]:
+    """First programs by their grade, and how many of the wrong ones were repaired."""
+    return {
+        "right": len(programs.right),
+        "wrong": len(programs.wrong),
+        "dropped": dict(programs.dropped),
+        "repaired": sum(bool(r.right) for r in repairs.values()),
+    }
 
 
 Work = Mapping[str, tuple[Rollout, Sequence[Task]]]
@@ -285,8 +295,8 @@ async def _reinforce(
         alike=functools.partial(code_bleu, python=config.likeness == "codebleu"),
         mark=config.mark,
     )
-    steps = config.rl_steps
-    with Journal(config, phases.folder.path, policy, trainer, steps=steps) as journal:
+    path, steps = phases.folder.path, config.rl_steps
+    with Journal(config, path, policy, trainer, steps=steps) as journal:
         for step in journal.left():
             clocks = [time.perf_counter()]
             trees = await _attempt(config, phases, policy, env, step, work)
@@ -303,11 +313,8 @@ async def _reinforce(
                 policy.refresh()
             clocks.append(time.perf_counter())
             row |= seconds(clocks)
-            say(
-                f"step {step + 1}/{steps}  right {row['reward']:.3f}  "
-                f"explanation {row['explanation']:.2f}  refinement {row['refinement']:.2f}",
-                phases.progress,
-            )
+            shown = (f"{name} {row[name]:.2f}" for name in ("reward", "explanation", "refinement"))
+            say(f"step {step + 1}/{steps}  {'  '.join(shown)}", phases.progress)
             journal.done(row)
     return journal.rows
 
@@ -351,47 +358,6 @@ def _sites(scored: Sequence[Sequence[Graded]]) -> Row:
         source: mean([r.value for r in rewards if r.source == source])
         for source in ("explanation", "refinement")
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Exam:
-    """How a stage is measured; every answer is greedy."""
-
-    phases: Phases
-    env: Env
-    debug: Mapping[str, Rollout]
-    n: int
-    wrong: list[Task] = field(default_factory=list)
-    """The wrong programs of the model as it was before: the same ones for every stage."""
-
-    async def sit(self, stage: str, policy: Any) -> dict[str, Any]:
-        """`first` programs of the held-out tasks. By each instruction: of one refinement of the
-        model's own wrong programs, the share `refined` and the `accuracy` over all tasks after it;
-        and the share `repaired` of the wrong programs that it wrote before its training."""
-        if not self.n:
-            return {}
-        collect = functools.partial(self.phases.collect, env=self.env, policy=policy)
-        trees = await collect(f"{stage}_programs", rollout=self_debug(rounds=0), n=self.n)
-        first = [a for _, a in evaluate.final(trees) if a.error is None]
-        own = ledex.repair_tasks(ledex.split(trees).wrong)
-        found: dict[str, Any] = {"first": evaluate.summarize(evaluate.final(trees))}
-        for kind, rollout in self.debug.items():
-            mended = _share(await collect(f"{stage}_{kind}", rollout=rollout, tasks=own))
-            right = sum(map(evaluate.right, first)) + mended.successes
-            found[kind] = Proportion(right, len(first)).to_json()
-            found[kind]["refined"] = mended.to_json()
-            if self.wrong:
-                trees = await collect(f"{stage}_{kind}_known", rollout=rollout, tasks=self.wrong)
-                mended = _share(trees)
-            found[kind]["repaired"] = mended.to_json()
-        if not self.wrong:
-            self.wrong.extend(own)
-        return found
-
-
-def _share(trees: Sequence[Tree]) -> Proportion:
-    valid = [a for _, a in evaluate.final(trees) if a.error is None]
-    return Proportion(sum(map(evaluate.right, valid)), len(valid))
 
 
 def _trained(steps: Sequence[Row]) -> dict[str, Any]:
