@@ -12,7 +12,7 @@ preset `superhf`). Read `learn` from top to bottom; each iteration is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import envs
 import sandboxes
 from agentrl import evaluate, losses
 from agentrl.batch import Batch, trainable_weight
+from agentrl.chat import Chat
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
 from agentrl.errors import ConfigError
@@ -36,8 +37,8 @@ from agentrl.train.attention import tree_attention
 from agentrl.train.schedule import plan_steps
 from agentrl.train.setup import seed_all
 from agentrl.train.step import Part, Score, of_logprobs
-from agentrl.tree import derive_seed
-from agentrl.types import Sample, Task
+from agentrl.tree import Tree, derive_seed
+from agentrl.types import Attempt, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ async def learn(
     rollout = tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens)
     setup = training(config, schedule="constant", warmup_ratio=0.0)
     seed_all(config.seed)
-    held_out = test_env.tasks(config.eval_n)
+    chat, held_out = Chat(policy.tokenizer), test_env.tasks(config.eval_n)
     tasks, contaminated = dedupe.clean(train_env.tasks(config.n), held_out)
     if setup.lora is not None:
         policy = await policy.over(adapt(policy.model, setup.lora))
@@ -169,7 +170,7 @@ async def learn(
         for i in journal.left():
             graded = await _answers(phases, config, policy, train_env, rollout, tasks, i)
             chosen = _best(config, graded, reference, trainer, i)
-            row: Row = {"step": i + 1, "lr": config.lr, **_measured(graded, chosen)}
+            row: Row = {"step": i + 1, "lr": config.lr, **_measured(graded, chosen, chat)}
             if chosen.kept:
                 row |= _train(trainer, chosen.rows(), config, reference, i)
                 policy.refresh()
@@ -234,18 +235,12 @@ def _best(
     trainer: Trainer,
     iteration: int,
 ) -> Selection:
-    score: Callable[[Graded], float] = raft.reward
-    if config.shaping and reference is not None:
-        found = _shaped(config, graded, reference, trainer)
-
-        def score(graded: Graded) -> float:
-            return found[id(graded[1])]
-
+    found = _shaped(config, graded, reference, trainer) if reference and config.shaping else {}
     return raft.select(
         graded,
         ranking=config.ranking,
         keep=config.keep or None,
-        score=score,
+        score=lambda g: found.get(id(g[1]), raft.reward(g)),
         least=config.least,
         seed=derive_seed(config.seed, iteration),
     )
@@ -257,7 +252,9 @@ def _shaped(
     """Rewards less `shaping` times the log-ratio to the start, by the attempt's identity."""
     rows = [path_sample(tree, attempt, {"policy"}) for tree, attempt in graded]
     usable = [i for i, row in enumerate(rows) if trainable_weight(row)]
-    scored = reference.score([rows[i] for i in usable], trainer.config.micro_tokens, trainer.layout)
+    sampled, budget = [rows[i] for i in usable], trainer.config.micro_tokens
+    with trainer.precision():
+        scored = reference.score(sampled, budget, trainer.layout)
     found = {id(attempt): raft.reward((tree, attempt)) for tree, attempt in graded}
     for i, row in zip(usable, scored, strict=True):
         tree, attempt = graded[i]
@@ -298,7 +295,8 @@ def kl_part(reference: Reference, beta: float, trainer: Trainer) -> Part:
     """SuperHF's loss: `sft` plus `beta` times the tokens' mean of KL(policy || start), exact."""
 
     def part(score: Score, batch: Batch, denominator: float) -> losses.LossOutput:
-        with reference.scorer() as start, tree_attention(start.model, trainer.layout):
+        scorer, layout = reference.scorer(), trainer.layout
+        with trainer.precision(), scorer as start, tree_attention(start.model, layout):
             before = (start.hidden(batch), read_head(start.model))
         scores = score(batch, reference=before)
         assert scores.kl_BT is not None
@@ -310,13 +308,13 @@ def kl_part(reference: Reference, beta: float, trainer: Trainer) -> Part:
     return part
 
 
-def _measured(graded: Sequence[Graded], chosen: Selection) -> Row:
+def _measured(graded: Sequence[Graded], chosen: Selection, chat: Chat) -> Row:
     """What an iteration's answers say. `similarity` that rises is collapse, `kept_length` that
     runs away from `length` a reward that likes length."""
     valid = [(t, a) for t, a in graded if a.error is None and a.reward is not None]
     lengths = [float(a.metrics.get("sampled_tokens", 0)) for _, a in valid]
     kept = [float(a.metrics.get("sampled_tokens", 0)) for _, a in chosen.kept]
-    first = {t.task.id: a.answer for t, a in reversed(valid)}
+    texts = {t.task.id: _said(t, a, chat) for t, a in valid}  # one a prompt
     return {
         "reward": mean([raft.reward(g) for g in valid]),
         "reward_kept": mean([raft.reward(g) for g in chosen.kept]),
@@ -327,5 +325,11 @@ def _measured(graded: Sequence[Graded], chosen: Selection) -> Row:
         "truncation_rate": mean([float(a.truncated) for _, a in valid]),
         "length": mean(lengths),
         "kept_length": mean(kept),
-        "similarity": superhf.similarity(list(first.values())),
+        "similarity": superhf.similarity(list(texts.values())),
     }
+
+
+def _said(tree: Tree, attempt: Attempt, chat: Chat) -> str:
+    """What the policy wrote."""
+    runs = (n.token_ids for n in tree.path(attempt.leaf) if n.source == "policy")
+    return "".join(chat.decode(chat.without_end(ids)) for ids in runs)
