@@ -17,7 +17,7 @@ from agentrl.tree import Tree
 from agentrl.types import Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exam:
     """How a stage is measured; every answer is greedy."""
 
@@ -48,8 +48,7 @@ class Exam:
                 trees = await collect(f"{stage}_{kind}_known", rollout=rollout, tasks=self.wrong)
                 mended = _share(trees)
             found[kind]["repaired"] = mended.to_json()
-        if not self.wrong:
-            self.wrong.extend(own)
+        self.wrong = self.wrong or own
         return found
 
 

@@ -140,7 +140,7 @@ async def run(
         for split in ("train", "test")
     )
     policy = load_policy(config.model, dtype="float32", device=config.device)
-    teacher = load_policy(config.teacher, device=config.device) if config.teacher else None
+    teacher = load_policy(config.teacher) if config.teacher else None
     return await learn(
         config, policy, train_env, test_env, folder, teacher=teacher, progress=progress, box=box
     )
