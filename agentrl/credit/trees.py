@@ -25,7 +25,8 @@ class Paths:
 
 
 def paths_of(tree: Tree, attempt: Attempt) -> Paths:
-    """The attempt's branches and its path, each sampled token counted once.
+    """The attempt's branches and its path, each sampled token counted once; the beginning of a
+    node that a fork copied does not count where the node itself stands on one of them.
 
     Raises DataError for an attempt in which another model spoke in the policy's place (a teacher,
     an endpoint): without log-probabilities there is nothing to give credit to.
@@ -39,12 +40,15 @@ def paths_of(tree: Tree, attempt: Attempt) -> Paths:
             "policy itself sampled; imitate this by SFT, or sample with the policy."
         )
     seen: set[int] = set()
+    present = {n.id for path in nodes for n in path}
     counted, asked = [], []
     for path in nodes:
         counted.append([False] * len(path))
         asked.append([False] * len(path))
         for i, node in enumerate(path):
             original = node.info.get("copy_of", node.id)
+            if original != node.id and original in present:
+                continue
             counted[-1][i] = node.source == "policy" and original not in seen
             asked[-1][i] = node.role == "user" and original not in seen
             seen.add(original)

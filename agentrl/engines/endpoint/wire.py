@@ -1,4 +1,5 @@
-"""What travels: messages and tools as OpenAI-compatible endpoints take them, answers as they come.
+"""What travels: messages and tools as OpenAI-compatible endpoints take them, answers as they come
+(and what a client sends, for our own endpoint).
 
 Only what the common servers agree on is sent, and an answer is read with suspicion: whatever is
 missing or of another type makes it malformed, never an empty answer.
@@ -12,11 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.toolcalls import structured
-from agentrl.types import Message, SamplingParams, ToolCall, ToolSpec
+from agentrl.types import Message, Role, SamplingParams, ToolCall, ToolSpec
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 
 
 class Malformed(Exception):
-    """An answer that is not what the interface says."""
+    """A request or an answer that is not what the interface says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,54 @@ def wire_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             function = call["function"]
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     return shown
+
+
+def read_messages(data: Any) -> list[Message]:
+    """Messages as OpenAI-compatible clients send them. Raises Malformed, naming the message."""
+    if not isinstance(data, list) or not data:
+        raise Malformed("messages is not a list with messages in it")
+    return [_message(message, i) for i, message in enumerate(data)]
+
+
+def _message(data: Any, number: int) -> Message:
+    role = data.get("role") if isinstance(data, Mapping) else None
+    role = _ROLES.get(role) if isinstance(role, str) else None
+    if role is None:
+        raise Malformed(f"message {number} has no role among {', '.join(_ROLES)}")
+    given = data.get("tool_calls") or ()
+    if not isinstance(given, list | tuple):
+        raise Malformed(f"message {number}: tool_calls is not a list")
+    try:
+        calls = tuple(_call(c, i) for i, c in enumerate(given)) if role == "assistant" else ()
+        text = _text(data.get("content"), required=role != "assistant")
+    except Malformed as error:
+        raise Malformed(f"message {number}: {error}") from error
+    parts = data.get("content")
+    if isinstance(parts, list) and any(_kind(p) != "text" for p in parts):
+        raise Malformed(f"message {number}: only text is taken, no {_kind(parts[0])}")
+    call_id = str(data.get("tool_call_id") or "") if role == "tool" else ""
+    return Message(role, text, calls, call_id, str(data.get("name") or ""))
+
+
+def _kind(part: Any) -> str:
+    return str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
+
+
+def read_tools(data: Any) -> tuple[ToolSpec, ...]:
+    """The field `tools` of a request. Raises Malformed."""
+    if data is not None and not isinstance(data, list):
+        raise Malformed("tools is not a list")
+    return tuple(_tool(tool, i) for i, tool in enumerate(data or ()))
+
+
+def _tool(data: Any, number: int) -> ToolSpec:
+    function = data.get("function") if isinstance(data, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Malformed(f"tool {number} is no function with a name")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, Mapping):
+        raise Malformed(f"tool {number}: parameters is not a JSON schema")
+    return ToolSpec(function["name"], str(function.get("description") or ""), parameters)
 
 
 def sampling(params: SamplingParams, limit_name: str) -> dict[str, Any]:
