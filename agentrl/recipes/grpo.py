@@ -26,7 +26,7 @@ from agentrl.credit import Truncated
 from agentrl.engines import load_policy
 from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
-from agentrl.interfaces import Env, Sandbox
+from agentrl.interfaces import Env, Rollout, Sandbox
 from agentrl.recipes._online import (
     Journal,
     in_groups,
@@ -144,8 +144,11 @@ async def learn(
     box: Sandbox | None = None,
     tasks: Sequence[Task] | None = None,
     facts: Mapping[str, Any] | None = None,
+    rollout: Rollout | None = None,
 ) -> dict[str, Any]:
     """Train `policy` on `train_env`; measured before and after on `test_env`. See `run`.
+
+    It attempts tasks by `rollout`: by default it answers with python blocks, up to `max_calls`.
 
     `tasks` are what is trained on, by default the first `n` of `train_env`; `facts` are put into
     the summary: what a recipe has done before.
@@ -158,7 +161,7 @@ async def learn(
         policy = await policy.over(adapt(policy.model, setup.lora))
     reference = Reference(policy.model) if config.kl else None
     trainer = Trainer(policy.model, setup, value_head(policy.model) if method.values else None)
-    attempt = _attempting(config, box)
+    attempt = _attempting(config, box, rollout)
     before = await _measure(config, folder, "before", policy, test_env, attempt)
     with Journal(config, folder.path, policy, trainer, steps=config.steps) as journal:
         for step in journal.left():
@@ -204,11 +207,14 @@ async def learn(
     return summary
 
 
-def _attempting(config: Config, box: Sandbox | None) -> Callable[..., Awaitable[list[Tree]]]:
+def _attempting(
+    config: Config, box: Sandbox | None, rollout: Rollout | None
+) -> Callable[..., Awaitable[list[Tree]]]:
     """`collect` with what is the same for all attempts of a run."""
+    blocks = tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens)
     return functools.partial(
         collect,
-        rollout=tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens),
+        rollout=rollout or blocks,
         box=box,
         concurrency=config.concurrency,
         deadline_s=config.deadline_s,
