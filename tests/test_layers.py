@@ -18,7 +18,7 @@ LAYERS = [
     {"agentrl.record", "agentrl.toolcalls", "agentrl.callsyntax"},
     {"agentrl.chat", "sandboxes", "envs"},
     {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
-    {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},
+    {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate", "agentrl.search"},
     {
         "agentrl.losses",
         "agentrl.credit",

@@ -126,8 +126,9 @@ def _split_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     return groups
 
 
-async def collected(options: argparse.Namespace) -> list[Any]:
-    """The trees that the options ask for. Raises InfraError if every rollout failed."""
+async def collected(options: argparse.Namespace, *, evaluating: bool = False) -> list[Any]:
+    """The trees that the options ask for. Raises InfraError if every rollout failed, ConfigError if
+    they are to be evaluated and the rollout would see the reference answer."""
     import envs
     from agentrl import rollouts
     from agentrl.collect import collect
@@ -136,6 +137,11 @@ async def collected(options: argparse.Namespace) -> list[Any]:
     given = _split_settings(options.settings)
     env = envs.make(options.env, **{"split": options.split, "seed": options.seed, **given["env"]})
     rollout = rollouts.make(options.rollout, **given["rollout"])
+    if evaluating and getattr(rollout, "sees_reference", False):
+        raise ConfigError(
+            f"rollout {options.rollout!r} searches with the reference answer in view, which is for "
+            "collecting only; evaluate with rollout.outcome=false and a judge that is not shown it"
+        )
     policy = load_policy(options.policy, **given["policy"])
     try:
         async with _box(options) as box:
@@ -184,7 +190,10 @@ def run_rollout(options: argparse.Namespace) -> int:
         for tree in trees:
             print(json.dumps(tree.to_json()))
         return 0
-    print_result(evaluate.summarize(evaluate.final(trees)))
+    if any(a.metrics.get("saw_reference") for t in trees for a in t.attempts):
+        print("searched with the reference answer in view: training data, without an accuracy")
+    else:
+        print_result(evaluate.summarize(evaluate.final(trees)))
     if options.out:
         print(f"{len(trees)} trees in {options.out}")
     return 0

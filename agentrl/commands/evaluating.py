@@ -62,7 +62,7 @@ def run_eval(options: argparse.Namespace) -> int:
     if options.turns is not None:
         run.settings = [*options.settings, f"rollout.turns={options.turns}"]
     run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
-    trees = asyncio.run(collected(run))
+    trees = asyncio.run(collected(run, evaluating=True))
     summary = evaluate.summarize(evaluate.final(trees))
     result = {**summary, **evaluate.turn_metrics(trees)}
     if options.out:

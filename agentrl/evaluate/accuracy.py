@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentrl.errors import ConfigError
 from agentrl.record import Tree
 from agentrl.types import Attempt
 
@@ -82,6 +83,17 @@ def right(attempt: Attempt) -> bool:
     return attempt.reward is not None and attempt.reward >= 1.0
 
 
+def refuse_reference(attempts: Iterable[Attempt]) -> None:
+    """Raise ConfigError if an attempt was made with the reference answer in view (a search guided
+    by outcomes, or by a judge that is shown the answer): that is training data, no result."""
+    if any(a.metrics.get("saw_reference") for a in attempts):
+        raise ConfigError(
+            "these attempts were searched with the reference answer in view, so they say nothing "
+            "about the policy; evaluate a search with outcome=false and a judge that is not shown "
+            "the reference"
+        )
+
+
 def summarize(graded: Sequence[Graded]) -> dict[str, Any]:
     """Accuracy with its interval, over all and by task kind.
 
@@ -89,7 +101,9 @@ def summarize(graded: Sequence[Graded]) -> dict[str, Any]:
     ones count as graded (mostly wrong) and are counted as `truncated`. `tool_call_rate` is the
     share of attempts with at least one executed block or call, `tool_call_ci95` its interval.
     Several attempts at one task widen the intervals as far as they are alike (`effective_size`).
+    Raises ConfigError for attempts that saw the reference answer.
     """
+    refuse_reference(a for _, a in graded)
     valid = [(t, a) for t, a in graded if a.error is None]
     kinds = sorted({t.task.kind for t, _ in valid})
     by_kind = {k: [(t, a) for t, a in valid if t.task.kind == k] for k in kinds}

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.evaluate.accuracy import final
+from agentrl.evaluate.accuracy import final, refuse_reference
 from agentrl.evaluate.answers import Turn, edit_ratio, pass_at_k, turns_of, voted_right
 from agentrl.evaluate.intervals import (
     RESAMPLES,
@@ -64,12 +64,14 @@ def read(trees: Iterable[Tree]) -> Answers:
     """The answers of the last attempt of each tree.
 
     Attempts that failed in our hands, and those of which an answer was not scored, are left out and
-    counted. Raises DataError for attempts whose list of answers cannot be read.
+    counted. Raises DataError for attempts whose list of answers cannot be read, ConfigError for
+    those that saw the reference answer.
     """
     problems: dict[str, list[list[Turn]]] = {}
     runs: list[tuple[list[Turn], bool]] = []  # and whether it may have stopped at a right answer
     failed = unscored = 0
     for tree, attempt in final(trees):
+        refuse_reference([attempt])
         if attempt.error is not None:
             failed += 1
         elif (turns := turns_of(attempt)) is None:

@@ -13,6 +13,7 @@ from agentrl.rollouts.leti import leti
 from agentrl.rollouts.refine import refine
 from agentrl.rollouts.replay import replay
 from agentrl.rollouts.rise import rise, rise_collect
+from agentrl.rollouts.search import beam, best_first, best_of_n, itool, mcts, rain
 from agentrl.rollouts.self_correct import self_correct
 from agentrl.rollouts.self_debug import self_debug
 from agentrl.rollouts.single_turn import single_turn
@@ -30,9 +31,18 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "synthesize": synthesize,
     "rise": rise,
     "rise_collect": rise_collect,
+    "mcts": mcts,
+    "itool": itool,
+    "rain": rain,
+    "best_first": best_first,
+    "beam": beam,
+    "best_of_n": best_of_n,
 }
 
-COUNTS = frozenset({"rounds", "turns", "candidates", "window"})
+COUNTS = frozenset(
+    {"rounds", "turns", "candidates", "window", "width", "beams", "iterations", "b1", "b2", "depth"}
+    | {"first", "group", "least", "t_min", "step_tokens", "at_once"}
+)
 """Options that are whole numbers, besides those that begin with `max_`."""
 
 
@@ -52,9 +62,15 @@ def make(name: str, **options: Any) -> Rollout:
 
 __all__ = [
     "ROLLOUTS",
+    "beam",
+    "best_first",
+    "best_of_n",
     "hint_infer",
+    "itool",
     "leti",
     "make",
+    "mcts",
+    "rain",
     "refine",
     "replay",
     "rise",

@@ -1,0 +1,287 @@
+"""Searches as rollouts: one assistant turn, searched instead of sampled.
+
+Every finished path that was graded is an attempt of the tree; the last attempt is the answer that
+the search chose. `agentrl.select.pairs` makes preferences of the tree.
+
+With `outcome` finished paths are graded as they are found, and the search is guided by that: like a
+judge that sees the reference this is for collecting. `metrics["saw_reference"]` says so, and
+evaluation refuses such attempts. `judge` is a name of `agentrl.search.evaluators.JUDGES` or a
+judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from agentrl.errors import ConfigError, unknown
+from agentrl.interfaces import OpenEnv, Rollout
+from agentrl.rollouts.blocks import answer_text, invented_output
+from agentrl.search import strategies
+from agentrl.search.core import Budget, Judge, Search
+from agentrl.search.evaluators import JUDGES
+from agentrl.search.table import State
+from agentrl.search.units import UNITS, Units
+from agentrl.tree import Cursor
+from agentrl.types import Message, Step, StopReason
+
+Run = Callable[[Search], Awaitable[State]]
+
+
+def searching(
+    name: str,
+    run: Run,
+    *,
+    judge: str | Judge | None,
+    outcome: bool,
+    reference: bool = False,
+    max_tokens: int | None = None,
+    seconds: float | None = None,
+    max_iterations: int | None = None,
+    at_once: int = 1,
+    folder: str | Path | None = None,
+) -> Rollout:
+    """The rollout that searches a turn with `run`.
+
+    The budget is `max_tokens` sampled, `seconds` and `max_iterations` of one search. `at_once`
+    iterations run together. A search that is stopped goes on from `folder`. Raises ConfigError for
+    an unknown judge, or a search that could tell nothing apart.
+    """
+    judging = _judge(judge, reference)
+    if judging is None and not outcome:
+        raise ConfigError(f"{name}: give a judge, or outcome=True; nothing tells paths apart")
+    if at_once < 1:
+        raise ConfigError(f"{name}: at_once is 1 or more, not {at_once}")
+    saw = outcome or (judging is not None and judging.reference)
+    budget = Budget(max_tokens, seconds, max_iterations)
+    where = None if folder is None else Path(folder)
+
+    async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
+        episode = await open_env()
+        cursor.begin(await episode.reset())
+        steps: dict[int, tuple[str, Step]] = {}
+
+        async def grade(at: Cursor) -> float | None:
+            steps[at.node] = await _graded(at, open_env)
+            return steps[at.node][1].reward
+
+        grading = grade if outcome else None
+        search = Search(cursor, judging, grading, budget, at_once, where)
+        chosen = await run(search)
+        search.table.chosen = chosen.id
+        for state in [s for s in search.table.states if s.outcome is not None and s is not chosen]:
+            await _record(search, state, open_env, steps, saw)
+        await _record(search, chosen, open_env, steps, saw)
+        search.done()
+
+    rollout.__name__ = name
+    rollout.sees_reference = saw  # type: ignore[attr-defined]
+    return rollout
+
+
+def _judge(judge: str | Judge | None, reference: bool) -> Judge | None:
+    if not isinstance(judge, str):
+        return judge
+    if judge not in JUDGES:
+        raise unknown("judge", judge, JUDGES)
+    return JUDGES[judge](reference)
+
+
+async def _graded(cursor: Cursor, open_env: OpenEnv) -> tuple[str, Step]:
+    """What an episode of its own says of the path's answer."""
+    episode = await open_env()
+    await episode.reset()
+    answer = answer_text(cursor, episode)
+    step = await episode.step(Message("assistant", answer))
+    await episode.close()
+    return answer, step
+
+
+async def _record(
+    search: Search,
+    state: State,
+    open_env: OpenEnv,
+    steps: dict[int, tuple[str, Step]],
+    saw: bool,
+) -> None:
+    """The path to `state` as an attempt."""
+    cursor = search.at(state)
+    if state.node not in steps:  # chosen without a grade, or graded before the search was stopped
+        steps[state.node] = await _graded(cursor, open_env)
+    answer, step = steps[state.node]
+    reason: StopReason = "final_answer"
+    if state.truncated:
+        full = len(cursor.ids) >= cursor.policy.max_context
+        reason = "context_full" if full else "max_tokens"
+    told = {k: step.info[k] for k in ("feedback", "status") if step.info.get(k)}
+    cursor.finish(
+        reason,
+        reward=step.reward,
+        answer=str(step.info.get("answer", answer)),
+        calls=0,
+        hallucinated_output=invented_output(cursor),
+        sampled_tokens=search.table.tokens,
+        visits=state.visits,
+        saw_reference=saw,
+        **told,
+    )
+
+
+def _units(unit: str, step_tokens: int) -> Units:
+    if unit not in UNITS:
+        raise unknown("unit of action", unit, UNITS)
+    if step_tokens < 1:
+        raise ConfigError(f"step_tokens is 1 or more, not {step_tokens}")
+    return UNITS[unit](step_tokens)
+
+
+def mcts(
+    *,
+    unit: str = "line",
+    step_tokens: int = 128,
+    b1: int = 2,
+    b2: int = 2,
+    depth: int = 3,
+    iterations: int = 8,
+    first: int = 4,
+    c: float = 1.0,
+    judge: str | Judge | None = "self",
+    outcome: bool = True,
+    reference: bool = False,
+    max_tokens: int | None = None,
+    seconds: float | None = None,
+    at_once: int = 1,
+    folder: str | None = None,
+) -> Rollout:
+    """MCTS-DPO's search (arXiv 2405.00451); see `agentrl.search.strategies.mcts`.
+
+    `b1` steps are drawn at the prompt, `b2` elsewhere, and an iteration goes `depth` steps down.
+    """
+    units = _units(unit, step_tokens)
+
+    async def run(search: Search) -> State:
+        return await strategies.mcts(
+            search, units, b1=b1, b2=b2, depth=depth, iterations=iterations, first=first, c=c
+        )
+
+    return searching(
+        "mcts",
+        run,
+        judge=judge,
+        outcome=outcome,
+        reference=reference,
+        max_tokens=max_tokens,
+        seconds=seconds,
+        at_once=at_once,
+        folder=folder,
+    )
+
+
+def itool(
+    *,
+    iterations: int = 5,
+    width: int = 3,
+    group: int = 2,
+    depth: int = 3,
+    judge: str | Judge | None = "grades",
+    outcome: bool = False,
+    at_once: int = 1,
+    folder: str | None = None,
+) -> Rollout:
+    """iTool's search over fragments of calls (arXiv 2501.09766), for collecting: it is graded
+    with the reference in view."""
+
+    async def run(search: Search) -> State:
+        return await strategies.itool(
+            search, iterations=iterations, width=width, group=group, depth=depth
+        )
+
+    return searching("itool", run, judge=judge, outcome=outcome, at_once=at_once, folder=folder)
+
+
+def rain(
+    *,
+    judge: str | Judge | None = "harmless",
+    iterations: int = 50,
+    least: int = 15,
+    t_min: int = 6,
+    v_t: float = 0.8,
+    width: int = 10,
+    max_tokens: int | None = None,
+    seconds: float | None = None,
+    at_once: int = 1,
+    folder: str | None = None,
+) -> Rollout:
+    """RAIN's decoding (arXiv 2309.07124): search, judge, rewind; no weight changes."""
+
+    async def run(search: Search) -> State:
+        return await strategies.rain(
+            search, iterations=iterations, least=least, t_min=t_min, v_t=v_t, width=width
+        )
+
+    return searching(
+        "rain",
+        run,
+        judge=judge,
+        outcome=False,
+        max_tokens=max_tokens,
+        seconds=seconds,
+        at_once=at_once,
+        folder=folder,
+    )
+
+
+def best_of_n(
+    *, candidates: int = 8, judge: str | Judge | None = "self", outcome: bool = False
+) -> Rollout:
+    """`candidates` whole answers, the one that the judge finds best; with `outcome` the best by
+    the environment's grade, which is for collecting."""
+
+    async def run(search: Search) -> State:
+        return await strategies.best_of_n(search, n=candidates)
+
+    return searching("best_of_n", run, judge=judge, outcome=outcome)
+
+
+def beam(
+    *,
+    beams: int = 4,
+    width: int = 4,
+    unit: str = "line",
+    step_tokens: int = 128,
+    judge: str | Judge | None = "self",
+    max_tokens: int | None = None,
+    folder: str | None = None,
+) -> Rollout:
+    """Beam search over steps, by what the judge says of each state."""
+    units = _units(unit, step_tokens)
+
+    async def run(search: Search) -> State:
+        return await strategies.beam(search, units, beams=beams, width=width)
+
+    return searching("beam", run, judge=judge, outcome=False, max_tokens=max_tokens, folder=folder)
+
+
+def best_first(
+    *,
+    width: int = 4,
+    unit: str = "line",
+    step_tokens: int = 128,
+    judge: str | Judge | None = "self",
+    max_iterations: int | None = 32,
+    folder: str | None = None,
+) -> Rollout:
+    """Best-first search over steps: always the state that the judge finds best goes on."""
+    units = _units(unit, step_tokens)
+
+    async def run(search: Search) -> State:
+        return await strategies.best_first(search, units, width=width)
+
+    return searching(
+        "best_first",
+        run,
+        judge=judge,
+        outcome=False,
+        max_iterations=max_iterations,
+        folder=folder,
+    )

@@ -1,0 +1,12 @@
+"""Tree search over the record: one core, six searches, judges.
+
+A search expands a `Cursor`'s assistant turn step by step; see `core` (expansion, iterations,
+budgets, resume), `rules` (the formulas), `units` (where a step ends), `strategies` (MCTS-DPO,
+iTool, RAIN, best-first, beam, best-of-n) and `evaluators` (who judges). As rollouts they are in
+`agentrl.rollouts.search`.
+"""
+
+from agentrl.search.core import Budget, Judge, Place, Search, Strategy
+from agentrl.search.table import State, Table
+
+__all__ = ["Budget", "Judge", "Place", "Search", "State", "Strategy", "Table"]

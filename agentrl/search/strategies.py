@@ -1,0 +1,306 @@
+"""Searches: MCTS-DPO's tree search, iTool's, RAIN's, best-first, beam and best-of-n.
+
+The first three are `Strategy`s of one loop (`tree_search`); all use the same expansion, judges and
+budget. Each returns the state whose path is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from agentrl.search import rules
+from agentrl.search.core import Search, Strategy, worth
+from agentrl.search.table import State, Table
+from agentrl.search.units import Units, fragments, sentences, token_groups, whole
+
+
+def seen(state: State) -> tuple[float, float]:
+    """A step's mean value and visits as a selection sees them: every iteration that passes there
+    and is not over counts as a visit of value -1 (virtual loss)."""
+    if not state.under_way:
+        return state.q, state.visits
+    n = max(state.visits, 1.0)
+    q = (n * state.q - state.under_way) / (n + state.under_way)
+    return q, state.visits + state.under_way
+
+
+def most_visited(table: Table, state: State) -> State | None:
+    """The step most often taken; of several the one of higher q, then value."""
+    children = table.children(state)
+    return max(children, key=lambda s: (s.visits, s.q, s.value, -s.id), default=None)
+
+
+def mcts_strategy(
+    units: Units, *, b1: int, b2: int, depth: int, c: float = 1.0, gamma: float = 1.0
+) -> Strategy:
+    """MCTS-DPO (arXiv 2405.00451; constants and back-up of the released code)."""
+
+    def score(table: Table, state: State) -> float:
+        parent = table.parent(state)
+        q, n = seen(state)
+        return rules.puct(q, n, state.prior, parent.visits + parent.under_way, c)
+
+    def priors(siblings: Sequence[State]) -> None:
+        for s in siblings:
+            s.prior = 1.0 if s.logprob is None else rules.length_prior(s.logprob, s.tokens)
+
+    def created(table: Table, state: State) -> None:
+        parent = table.parent(state)
+        state.estimate = rules.step_value(state.confidence or 0.0, parent.depth, parent.estimate)
+        if state.outcome is not None:
+            state.estimate += 2 * state.outcome - 1
+        state.reward = state.estimate - parent.estimate
+        state.q = parent.value + state.reward
+
+    def backup(table: Table, path: Sequence[State], value: float | None) -> None:
+        for state in reversed(path):
+            if state is not path[-1]:
+                steps = [(s.visits, s.q) for s in table.children(state)]
+                state.value = rules.mean_of_steps(steps)
+            state.q = state.reward + gamma * state.value
+            state.visits += 1
+            state.full += 1
+
+    def width(state: State) -> int:
+        return b2 if state.depth else b1
+
+    return Strategy("mcts", units, width, score, priors, created, backup, depth=depth)
+
+
+def itool_strategy(*, width: int = 3, group: int = 2, depth: int = 3, w: float = 1.0) -> Strategy:
+    """iTool (arXiv 2501.09766): argument by argument; what a path earns is added along it."""
+    units = fragments(group, depth)
+
+    def score(table: Table, state: State) -> float:
+        parent = table.parent(state)
+        q, n = state.q - state.under_way, state.visits + state.under_way
+        return rules.log_score(q, n, state.prior, parent.visits + parent.under_way, w)
+
+    def priors(siblings: Sequence[State]) -> None:
+        for s in siblings:
+            s.prior = 1.0 if s.logprob is None else rules.mean_prior(s.logprob, s.tokens)
+
+    def backup(table: Table, path: Sequence[State], value: float | None) -> None:
+        for state in path:
+            state.q += value or 0.0
+            state.visits += 1
+            state.full += 1
+
+    return Strategy(
+        "itool",
+        units,
+        lambda s: width,
+        score,
+        priors,
+        _nothing,
+        backup,
+        judge_new=False,
+        ahead=units(0),
+    )
+
+
+def rain_strategy(
+    *,
+    width: int = 10,
+    most: int = 20,
+    c: float = 2.0,
+    top_k: int = 15,
+    text: Callable[[State], str] = lambda s: "",
+    similarity: Callable[[str, str], float] = rules.cosine,
+) -> Strategy:
+    """RAIN (arXiv 2309.07124): token groups, judged by the model itself with a look ahead.
+
+    `text` gives a step's text for `similarity`, from which similar siblings share a value. Not as
+    published: the similarity is of characters unless you give an embedder's; a state is widened
+    where its steps are all that similar (the released code measures the spread of embeddings);
+    first tokens are sampled, not the ten likeliest.
+    """
+
+    def score(table: Table, state: State) -> float:
+        parent = table.parent(state)
+        q, n = seen(state)
+        prior = state.prior
+        if parent.id == table.root:
+            prior = rules.root_prior(prior, len(parent.children))
+        q = rules.scaled(q, n, table.low, table.high)
+        return rules.puct(q, n, prior, parent.visits + parent.under_way, c)
+
+    def priors(siblings: Sequence[State]) -> None:
+        raw = [1.0 if s.logprob is None else math.exp(s.logprob) for s in siblings]
+        for s, prior in zip(siblings, rules.group_priors(raw), strict=True):
+            s.prior = prior
+
+    def backup(table: Table, path: Sequence[State], value: float | None) -> None:
+        for state in path:
+            state.visits += 1
+            state.full += 1
+            if value is not None:
+                state.q += (value - state.q) / state.visits
+                table.low, table.high = min(table.low, state.q), max(table.high, state.q)
+                _share(table, state, value, text, similarity)
+
+    def widen(table: Table, state: State) -> bool:
+        children = table.children(state)
+        if len(children) >= most or state.drawn >= most or max(s.q for s in children) >= 0:
+            return False
+        pairs = combinations([text(s) for s in children], 2)
+        return all(similarity(a, b) >= rules.SIMILAR for a, b in pairs)
+
+    return Strategy(
+        "rain",
+        token_groups,
+        lambda s: width,
+        score,
+        priors,
+        _nothing,
+        backup,
+        judge_new=False,
+        ahead=sentences(64)(0),
+        widen=widen,
+        greedy=True,
+        top_k=top_k,
+    )
+
+
+def _share(
+    table: Table,
+    state: State,
+    value: float,
+    text: Callable[[State], str],
+    similarity: Callable[[str, str], float],
+) -> None:
+    if state.parent is None:
+        return
+    for other in table.children(table.parent(state)):
+        if other is not state:
+            alike = similarity(text(state), text(other))
+            other.q, other.visits = rules.shared(other.q, other.visits, alike, value)
+
+
+def _nothing(table: Table, state: State) -> None:
+    """Without first statistics."""
+
+
+async def tree_search(
+    search: Search,
+    strategy: Strategy,
+    *,
+    wanted: Callable[[State], int],
+    settled: Callable[[Table], bool] = lambda table: False,
+) -> State:
+    """Search at the root, move it to the step most often taken, and again, until the path is
+    finished. The root's new subtree keeps what was found.
+
+    `wanted` says how many iterations a new root gets, `settled` when fewer are enough. When the
+    budget is spent the path follows what was found, and the rest of the turn is sampled at once.
+    """
+    table = search.table
+    table.strategy = strategy.name
+    while not search.root.terminal:
+        if table.wanted is None:
+            table.wanted = wanted(search.root)
+        while table.here < table.wanted and not settled(table) and search.budget.left(table):
+            await search.wave(strategy, table.wanted - table.here)
+        best = most_visited(table, search.root)
+        if best is None:
+            break
+        table.move(best)
+    return await search.complete(search.root)
+
+
+async def mcts(
+    search: Search,
+    units: Units,
+    *,
+    b1: int = 2,
+    b2: int = 2,
+    depth: int = 3,
+    iterations: int = 8,
+    first: int = 4,
+    c: float = 1.0,
+) -> State:
+    """MCTS-DPO: `iterations` for each step of the answer, `first` times as many for the first one
+    (64 and 4 in the released scripts)."""
+    strategy = mcts_strategy(units, b1=b1, b2=b2, depth=depth, c=c)
+    return await tree_search(
+        search, strategy, wanted=lambda s: iterations if s.depth else iterations * first
+    )
+
+
+async def itool(
+    search: Search, *, iterations: int = 5, width: int = 3, group: int = 2, depth: int = 3
+) -> State:
+    """iTool: `iterations` from the prompt; the answer is the visited path of the highest values."""
+    strategy = itool_strategy(width=width, group=group, depth=depth)
+    search.table.strategy = strategy.name
+    while search.table.here < iterations and search.budget.left(search.table):
+        await search.wave(strategy, iterations - search.table.here)
+    state = search.root
+    while state.children:
+        state = max(search.table.children(state), key=lambda s: (s.full > 0, s.q, s.full, -s.id))
+    return await search.complete(state)
+
+
+async def rain(
+    search: Search,
+    *,
+    iterations: int = 50,
+    least: int = 15,
+    t_min: int = 6,
+    v_t: float = 0.8,
+    width: int = 10,
+    similarity: Callable[[str, str], float] = rules.cosine,
+) -> State:
+    """RAIN: a group of tokens is kept when it was visited more than `t_min` times at a value above
+    `v_t`, or after `iterations` less the visits that the root had (at least `least`)."""
+
+    def settled(table: Table) -> bool:
+        best = most_visited(table, table.states[table.root])
+        return best is not None and best.full > t_min and best.q > v_t
+
+    strategy = rain_strategy(width=width, text=search.text, similarity=similarity)
+    return await tree_search(
+        search, strategy, wanted=lambda s: max(iterations - s.full, least), settled=settled
+    )
+
+
+def _best(states: Sequence[State]) -> State:
+    """The state worth most; one of which nothing is known comes last."""
+    return max(states, key=_rank)
+
+
+def _rank(state: State) -> tuple[bool, float, int]:
+    known = worth(state)
+    return known is not None, known or 0.0, -state.id
+
+
+async def best_first(search: Search, units: Units, *, width: int = 4) -> State:
+    """Expand the state worth most, wherever it stands, until a finished path is worth most."""
+    search.table.strategy = "best_first"
+    open_states = [s for s in search.table.states if not s.children]
+    while not _best(open_states).terminal and search.budget.left(search.table):
+        await search.grow([_best(open_states)], width, units)
+        open_states = [s for s in search.table.states if not s.children]
+    return await search.complete(_best(open_states))
+
+
+async def beam(search: Search, units: Units, *, beams: int = 4, width: int = 4) -> State:
+    """Keep the `beams` best states of each length, finished ones included; expand the others."""
+    search.table.strategy = "beam"
+    kept = [search.root]
+    while any(not s.terminal for s in kept) and search.budget.left(search.table):
+        going = [s for s in kept if not s.terminal]
+        made = await search.grow(going, width, units)
+        kept = sorted({s.id: s for s in [*kept, *made] if not s.children}.values(), key=_rank)
+        kept = kept[::-1][:beams]
+    return await search.complete(_best(kept))
+
+
+async def best_of_n(search: Search, *, n: int = 8) -> State:
+    """`n` whole answers; the one worth most."""
+    search.table.strategy = "best_of_n"
+    if not search.root.children:
+        await search.grow([search.root], n, whole)
+    return _best(search.table.children(search.root) or [search.root])
