@@ -21,15 +21,13 @@ def test_reft_measures_its_arms(tmp_path):
 
 def test_dart_measures_its_arms_at_about_equal_size(tmp_path):
     size = dart.Size(
-        sampler_rows=128,
-        sampler_steps=20,
         base_rows=48,
         base_steps=4,
         n=6,
         eval_n=6,
         k=2,
         probe=4,
-        cap=16,
+        cap=60,
         epochs=1,
     )
     found = dart.run(0, tmp_path, size)
