@@ -78,7 +78,7 @@ def shown(curve: Sequence[Mapping[str, Any]], aim: float) -> dict[str, float]:
 
 def pretraining(seed: int, n: int) -> list[Sample]:
     """What the base model has read, as text: few tasks with their programs, so that it knows the
-    language and solves other tasks about half the time, however long it is trained."""
+    language and solves some other tasks, but no more of them however long it is trained."""
     tasks = envs.make("postfix", seed=10_000 + seed, n=n, **ENV).tasks()
     said = [[("user", t.prompt[0].content), ("assistant", t.data["solution"])] for t in tasks]
     made = rows(TOKENIZER, said)
@@ -150,10 +150,10 @@ CLAIM = Claim(
     says="A model that is fine-tuned on its own programs with what the tests said of them gets "
     "better without gold programs, and words get it there in fewer gradient steps than verdicts.",
     task="Postfix programs of two terms from three examples, by a transformer of two layers "
-    "(113,472 parameters) that has read 200 tasks with their programs and solves about half of the "
-    "others. Words: what the wrong program gave for the examples. LeTI's rows and the 200 tasks "
-    "take turns, step by step. Held-out functions, temperature 0.1; `steps` to the best accuracy "
-    "of `binary`; `corpus` is the base model trained on the 200 tasks for as many steps.",
+    "(113,472 parameters) that has read 200 tasks with their programs and solves four in ten of "
+    "the others. Words: what the wrong program gave for the examples. LeTI's rows and the 200 "
+    "tasks take turns, step by step. Held-out functions, temperature 0.1; `steps` to the best "
+    "accuracy of `binary`; `corpus` is the base model trained on the 200 tasks for as many steps.",
     effects=(
         Effect("with words, better than the base model", "text.accuracy", "base.accuracy"),
         Effect(
