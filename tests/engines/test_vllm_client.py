@@ -323,6 +323,11 @@ def test_gloo_sends_every_tensor_as_it_is():
         assert torch.equal(got[name], tensor)
 
 
+def test_the_address_that_an_engine_elsewhere_reaches_us_at():
+    assert sync.own_address("unix:/tmp/socket") == "127.0.0.1"
+    assert sync.own_address("http://127.0.0.1:8600") == "127.0.0.1"
+
+
 # --- a server in a process of its own
 
 

@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -97,7 +99,8 @@ async def _by_gloo(engine: Any, weights: Mapping[str, Any], seconds: float) -> i
         for tensor in plain.values():
             group.broadcast(tensor, 0).wait(limit)
 
-    source = {"kind": "gloo", "address": f"tcp://127.0.0.1:{store.port}", "tensors": specs}
+    host = own_address(getattr(engine, "url", ""))
+    source = {"kind": "gloo", "address": f"tcp://{host}:{store.port}", "tensors": specs}
     sending = _on_a_thread(broadcast)
     taking = asyncio.ensure_future(engine.update(source, seconds))
     try:
@@ -110,6 +113,17 @@ async def _by_gloo(engine: Any, weights: Mapping[str, Any], seconds: float) -> i
             sending.exception()  # seen
     failed = sending.exception()
     raise EngineError(f"the weights could not be sent: {failed}") from failed
+
+
+def own_address(url: str) -> str:
+    """The address under which the machine at `url` reaches this one."""
+    host = urllib.parse.urlsplit(url).hostname
+    if host is None:  # a socket in the file system, or no server at all
+        return "127.0.0.1"
+    family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # sends nothing
+        return str(probe.getsockname()[0])
 
 
 def _on_a_thread(work: Callable[[], None]) -> asyncio.Future[None]:
