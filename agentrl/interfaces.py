@@ -89,6 +89,27 @@ class Policy(Protocol):
         ...
 
 
+class TrainedPolicy(Policy, Protocol):
+    """A policy whose weights are trained in this process: what recipes take.
+
+    (`agentrl.engines.hf.HFPolicy`, `agentrl.engines.vllm.mirrored.MirroredPolicy`.)
+    """
+
+    @property
+    def model(self) -> Any:
+        """The transformers or peft model that is trained."""
+        ...
+
+    def refresh(self, version: int | None = None) -> None:
+        """The weights of `model` were changed: sample from the new ones, and count the version up
+        (or to `version`, where a resumed run goes on)."""
+        ...
+
+    async def over(self, model: Any) -> TrainedPolicy:
+        """This policy over another model (trained, or adapted); this one is used no more."""
+        ...
+
+
 @runtime_checkable
 class Converses(Protocol):
     """What a policy has beside `Policy` that is shown the conversation instead of token ids (a chat

@@ -10,6 +10,7 @@ import torch
 from agentrl.chat import HFTokenizer
 from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
+from agentrl.interfaces import TrainedPolicy
 
 
 def missing_tokens(tokenizer: Any, texts: Sequence[str]) -> list[str]:
@@ -17,12 +18,15 @@ def missing_tokens(tokenizer: Any, texts: Sequence[str]) -> list[str]:
     return [text for text in texts if len(tokenizer.encode(text)) != 1]
 
 
-async def with_tokens(policy: HFPolicy, texts: Sequence[str], *, seed: int = 0) -> HFPolicy:
+async def with_tokens(
+    policy: TrainedPolicy, texts: Sequence[str], *, seed: int = 0
+) -> TrainedPolicy:
     """The policy with each of `texts` as one special token; itself, if it has them all.
 
     The embedding matrix is resized (in place; tied heads follow), its new rows are drawn, by
     `seed`, around the mean of the old ones: nothing is likelier to begin with than an average
-    token. The old policy is closed. Raises ConfigError for a tokenizer that cannot take tokens.
+    token. The old policy is closed. Raises ConfigError for a tokenizer or a policy that cannot take
+    tokens.
     """
     missing = missing_tokens(policy.tokenizer, texts)
     if not missing:
@@ -31,6 +35,11 @@ async def with_tokens(policy: HFPolicy, texts: Sequence[str], *, seed: int = 0) 
         raise ConfigError(
             f"{type(policy.tokenizer).__name__} cannot take new tokens ({', '.join(missing)}); "
             "make it with them"
+        )
+    if not isinstance(policy, HFPolicy):
+        raise ConfigError(
+            f"policy {policy.name!r} cannot take new tokens ({', '.join(missing)}): its engine has "
+            "the model as it was. Add them to the model's folder first, or sample with transformers"
         )
     await policy.close()
     hf = policy.tokenizer.hf

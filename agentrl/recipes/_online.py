@@ -17,8 +17,8 @@ from rich.console import Console
 from agentrl import evaluate
 from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.config import FREE, settings
-from agentrl.engines.hf import HFPolicy
 from agentrl.errors import DataError
+from agentrl.interfaces import TrainedPolicy
 from agentrl.train import Row, Trainer
 from agentrl.train.online import Group, Method, Rows, policy_part
 from agentrl.train.schedule import due
@@ -175,7 +175,7 @@ class Journal:
         self,
         config: Any,
         path: Path,
-        policy: HFPolicy,
+        policy: TrainedPolicy,
         trainer: Trainer,
         *,
         steps: int,

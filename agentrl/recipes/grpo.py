@@ -24,9 +24,8 @@ from agentrl.collect import collect
 from agentrl.config import RunFolder
 from agentrl.credit import Truncated
 from agentrl.engines import load_policy
-from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
-from agentrl.interfaces import Env, Rollout, Sandbox
+from agentrl.interfaces import Env, Rollout, Sandbox, TrainedPolicy
 from agentrl.recipes._online import (
     Journal,
     in_groups,
@@ -135,7 +134,7 @@ def check(config: Config) -> None:
 
 async def learn(
     config: Config,
-    policy: HFPolicy,
+    policy: TrainedPolicy,
     train_env: Env,
     test_env: Env,
     folder: RunFolder,
@@ -241,7 +240,7 @@ async def _measure(
     config: Config,
     folder: RunFolder,
     phase: str,
-    policy: HFPolicy,
+    policy: TrainedPolicy,
     env: Env,
     attempt: Callable[..., Awaitable[list[Tree]]],
 ) -> dict[str, Any]:

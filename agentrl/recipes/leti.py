@@ -34,10 +34,9 @@ from agentrl.chat import Chat
 from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.config import FREE, RunFolder, settings
 from agentrl.engines import load_policy
-from agentrl.engines.hf import HFPolicy
 from agentrl.engines.vocabulary import with_tokens
 from agentrl.errors import ConfigError, DataError
-from agentrl.interfaces import Env, Sandbox, Tokenizer
+from agentrl.interfaces import Env, Sandbox, Tokenizer, TrainedPolicy
 from agentrl.recipes._phases import Phases, training
 from agentrl.rollouts import leti as leti_rollout
 from agentrl.select import leti as leti_rows
@@ -163,7 +162,7 @@ def check(config: Config) -> None:
 
 async def learn(
     config: Config,
-    policy: HFPolicy,
+    policy: TrainedPolicy,
     train_env: Env,
     test_env: Env,
     folder: RunFolder,

@@ -160,7 +160,7 @@ async def learn(
     progress: bool = True,
     box: Sandbox | None = None,
 ) -> dict[str, Any]:
-    """Train `policy` (an HFPolicy) on `train_env`, measured on `test_env`. See `run`."""
+    """Train `policy` on `train_env`, measured on `test_env`. See `run`."""
     check(config)
     started, phases = time.perf_counter(), Phases(config, folder, progress, box)
     problems, contaminated = dedupe.clean(train_env.tasks(config.n), test_env.tasks(config.eval_n))

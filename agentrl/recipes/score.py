@@ -31,7 +31,7 @@ from agentrl.config import RunFolder
 from agentrl.engines import load_policy
 from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
-from agentrl.interfaces import Env, Rollout, Sandbox
+from agentrl.interfaces import Env, Rollout, Sandbox, TrainedPolicy
 from agentrl.recipes._online import (
     Journal,
     by_turn,
@@ -194,7 +194,7 @@ def check(config: Config) -> None:
 
 async def learn(
     config: Config,
-    policy: HFPolicy,
+    policy: TrainedPolicy,
     train_env: Env,
     test_env: Env,
     folder: RunFolder,

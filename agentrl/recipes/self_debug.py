@@ -169,7 +169,7 @@ async def learn(
     progress: bool = True,
     box: Sandbox | None = None,
 ) -> dict[str, Any]:
-    """Train `policy` (an HFPolicy) on `train_env`; measured on `test_env`. See `run`.
+    """Train `policy` on `train_env`; measured on `test_env`. See `run`.
 
     `teacher` is any policy, with a tokenizer of its own, and is closed when it has taught; without
     one the model teaches itself. `embed` compares explanations (default `TfIdf`; the paper's is

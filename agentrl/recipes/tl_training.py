@@ -26,9 +26,8 @@ from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
-from agentrl.engines.hf import HFPolicy
 from agentrl.errors import ConfigError
-from agentrl.interfaces import Env, Sandbox
+from agentrl.interfaces import Env, Sandbox, TrainedPolicy
 from agentrl.recipes._online import (
     Journal,
     in_groups,
@@ -148,7 +147,7 @@ def check(config: Config) -> None:
 
 async def learn(
     config: Config,
-    policy: HFPolicy,
+    policy: TrainedPolicy,
     folder: RunFolder,
     *,
     progress: bool = True,
