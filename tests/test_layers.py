@@ -26,7 +26,7 @@ LAYERS = [
         "agentrl.collect",
         "agentrl.checkpoint",
     },
-    {"agentrl.select", "agentrl.train", "agentrl.config"},
+    {"agentrl.select", "agentrl.train", "agentrl.config", "agentrl.proxy"},
     {"agentrl.exchange"},
     {"agentrl.report", "agentrl.testing"},
     {"agentrl.recipes"},

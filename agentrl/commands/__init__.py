@@ -8,6 +8,7 @@ from agentrl.commands.data import add_report, add_select, add_train
 from agentrl.commands.evaluating import add_eval
 from agentrl.commands.exchanging import add_export, add_import
 from agentrl.commands.machine import add_doctor, add_list, add_sandbox
+from agentrl.commands.proxying import add_proxy
 from agentrl.commands.reproducing import add_reproduce
 from agentrl.commands.serving import add_serve_model
 
@@ -21,6 +22,7 @@ COMMANDS = (
     add_reproduce,
     add_export,
     add_import,
+    add_proxy,
     add_sandbox,
     add_serve_model,
     add_list,
