@@ -14,9 +14,11 @@ from agentrl import recipes  # noqa: E402
 from agentrl.checkpoint import MetricsLog  # noqa: E402
 from agentrl.claims import ledex as claim  # noqa: E402
 from agentrl.claims.base import fresh, imitate, policy, rows  # noqa: E402
+from agentrl.cli import main  # noqa: E402
 from agentrl.config import RunFolder, build, settings  # noqa: E402
 from agentrl.errors import ConfigError  # noqa: E402
 from agentrl.recipes import self_debug  # noqa: E402
+from agentrl.select.rows import read  # noqa: E402
 from agentrl.select.similarity import mean_cosine  # noqa: E402
 from agentrl.store import load, load_all  # noqa: E402
 
@@ -116,6 +118,17 @@ def test_an_interrupted_run_ends_like_one_that_was_not(run, base, tmp_path, monk
     assert steps == [1, 2, 2, 3]
     for name in ("baseline", "sft", "tuned", "selection"):
         assert again[name] == summary[name]
+
+
+def test_the_teachers_trees_become_rows_on_the_command_line(run, tmp_path, capsys):
+    summary, folder = run
+    source, target = str(folder / "trees" / "refinements"), tmp_path / "rows.jsonl"
+    assert main(["select", "ledex", source, str(target), "mark='>'", "--policy", "scripted"]) == 0
+    rows = summary["selection"]["rows"]
+    assert len(read(target)) == rows["refine"] + rows["explain"]
+    assert "dropped" in capsys.readouterr().out
+    assert main(["select", "ledex", source, str(target), "explain=false", "mark='>'"]) == 0
+    assert len(read(target)) == rows["refine"], "a student with another tokenizer"
 
 
 def test_without_explanations_only_refinements_are_trained_and_measured(base, tmp_path):

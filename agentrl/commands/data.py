@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SELECTORS: dict[str, tuple[str, ...]] = {
     "hint_rft": ("cap", "max_tokens"),
     "leti": ("coarse_only", "max_feedback"),
+    "ledex": ("mark", "explain", "cap"),
     "raft": ("ranking", "keep", "least", "seed"),
     "superhf": ("keep", "seed"),
     "dart": ("quota", "k"),
@@ -63,7 +64,9 @@ def run_select(options: argparse.Namespace) -> int:
         given["greedy_right"] = {t.task.id: evaluate.right(a) for t, a in graded if a.error is None}
     trees = store.load(options.source)
     made_with = {t.meta.get("tokenizer") for t in trees}
-    _require_tokenizer(made_with, chat.tokenizer, f"the trees in {options.source}", options.policy)
+    if options.method != "ledex":  # which encodes a teacher's text for its student
+        what = f"the trees in {options.source}"
+        _require_tokenizer(made_with, chat.tokenizer, what, options.policy)
     try:
         made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
     except TypeError as error:  # a value of another type, compared
@@ -79,7 +82,7 @@ def _selected(
     method: str, graded: Sequence[Graded], chat: Chat, given: dict[str, Any]
 ) -> tuple[list[Sample], Counter[str]]:
     """The rows that a selector makes of attempts, and why it left others out."""
-    from agentrl.select import dart, hint_rft, leti, raft, rise, superhf
+    from agentrl.select import dart, hint_rft, ledex, leti, raft, rise, superhf
 
     if method == "hint_rft":
         hinted = hint_rft.select(graded, chat, **given)
@@ -94,6 +97,11 @@ def _selected(
     if method == "leti":
         told = leti.rows(graded, chat, **given)
         return told.samples, told.dropped
+    if method == "ledex":
+        mark = {"mark": given.pop("mark")} if "mark" in given else {}
+        repairs, refused = ledex.pool([tree for tree, _ in graded], **mark)
+        kinds = ledex.sft_rows([], repairs.values(), chat, **given)
+        return [row for rows in kinds.values() for row in rows], refused
     if method == "dart":
         quota = dart.quotas(dart.difficulty(graded), **given)
         chosen = dart.select([g for g in graded if g[0].task.id in quota], quota, chat)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from agentrl.chat import Chat
 from agentrl.credit.separate_sites import explanation_reward, refinement_reward
+from agentrl.errors import ConfigError, DataError
 from agentrl.evaluate import Graded, final, right
 from agentrl.rollouts.self_debug import EXPLAIN, MARK, REFINE, explanation_of
 from agentrl.select.codebleu import code_bleu
@@ -108,12 +109,19 @@ def pool(trees: Iterable[Tree], mark: str = MARK) -> tuple[dict[str, Repair], Co
 
     `trees` are attempts of `self_debug(given=True, rounds=1)`. An answer with the same program as
     before is refused whatever its grade: if it passed, the tests are not reliable. Equal answers
-    count once.
+    count once. Raises DataError for attempts of another rollout, ConfigError for an empty `mark`.
     """
+    if not mark:
+        raise ConfigError("ledex: mark is the text that a program begins with; it is empty")
     made: dict[str, Repair] = {}
     dropped: Counter[str] = Counter()
     for tree, attempt in final(trees):
         reason = _unusable(attempt)
+        if reason is None and not attempt.metrics.get("given"):
+            raise DataError(
+                f"the attempt at task {tree.task.id!r} does not refine a given program; collect "
+                "with the rollout self_debug and given=True"
+            )
         turns = attempt.metrics.get("turns", [])
         if reason is None and len(turns) < 2:
             reason = "the given program was right"

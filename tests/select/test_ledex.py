@@ -11,6 +11,7 @@ from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.credit import episode_of, separate_sites
 from agentrl.engines.scripted import ScriptedPolicy
+from agentrl.errors import ConfigError, DataError
 from agentrl.evaluate import final
 from agentrl.rollouts import self_debug
 from agentrl.rollouts.self_debug import EXPLAIN, REFINE
@@ -246,6 +247,13 @@ def test_first_programs_are_compared_with_all_right_ones_of_their_task():
     graded = final(trees_of(self_debug(rounds=0), ["p: abc"], tasks[1:2]))
     made = ledex.rewarded(graded, compared, TfIdf(["a"]), alike=lambda a, b: 0.5, mark=MARK)
     assert [(r.source, r.value) for r in made[0][1].rewards] == [("refinement", 1.25)]
+
+
+def test_trees_of_another_rollout_are_refused():
+    with pytest.raises(DataError, match="given=True"):
+        ledex.pool(trees_of(self_debug(rounds=0), ["p: a"], ENV.tasks(1)))
+    with pytest.raises(ConfigError, match="mark"):
+        ledex.pool([], "")
 
 
 def test_what_was_not_scored_gets_no_reward():
