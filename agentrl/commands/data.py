@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from agentrl.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from agentrl.chat import Chat
     from agentrl.evaluate import Graded
-    from agentrl.types import Sample
+    from agentrl.record import Tree
+    from agentrl.types import Pair, Sample
 
 
 SELECTORS: dict[str, tuple[str, ...]] = {
@@ -25,6 +27,20 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "raft": ("ranking", "keep", "least", "seed"),
     "superhf": ("keep", "seed"),
     "dart": ("quota", "k"),
+    "pairs": (
+        "origin",
+        "negative",
+        "levels",
+        "right_only",
+        "soft",
+        "length_penalty",
+        "seed",
+        "gap",
+        "overlap",
+        "floor",
+        "cap",
+        "duplicates",
+    ),
     "rise": ("keep", "improved_only", "max_length", "tau", "baseline", "agg", "cap", "unit_mean"),
 }
 """The selectors that read trees alone, with their settings."""
@@ -34,7 +50,7 @@ def add_select(commands: Any) -> None:
     c = command_of(
         commands,
         "select",
-        "trees to training rows",
+        "trees to training rows, or to preference pairs",
         "agentrl select hint_rft runs/demo/trees/train_hinted rows.jsonl "
         "--greedy runs/demo/trees/train_greedy --policy smollm2",
     )
@@ -59,16 +75,22 @@ def run_select(options: argparse.Namespace) -> int:
         if name not in SELECTORS[options.method]:
             raise unknown(f"setting of {options.method}:", name, SELECTORS[options.method])
     chat = chat_of(options.policy)
+    if options.greedy and options.method == "pairs":
+        raise ConfigError("--greedy is for hint_rft, not for pairs")
     if options.greedy:
         graded = evaluate.final(store.load(options.greedy))
         given["greedy_right"] = {t.task.id: evaluate.right(a) for t, a in graded if a.error is None}
     trees = store.load(options.source)
+    made: Any
     made_with = {t.meta.get("tokenizer") for t in trees}
     if options.method != "ledex":  # which encodes a teacher's text for its student
         what = f"the trees in {options.source}"
         _require_tokenizer(made_with, chat.tokenizer, what, options.policy)
     try:
-        made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
+        if options.method == "pairs":
+            made, dropped = _paired(trees, chat, given)
+        else:
+            made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
     except TypeError as error:  # a value of another type, compared
         raise ConfigError(f"{options.method}: {error}") from error
     rows.write(options.target, made)
@@ -108,6 +130,20 @@ def _selected(
     else:
         chosen = (raft.select if method == "raft" else superhf.select)(graded, **given)
     return chosen.rows(), chosen.dropped
+
+
+def _paired(
+    trees: Sequence[Tree], chat: Chat, given: dict[str, Any]
+) -> tuple[list[Pair], Counter[str]]:
+    """The preference pairs of trees; prints their statistics."""
+    from agentrl.select import pairs
+
+    rules = {f.name: given.pop(f.name) for f in fields(pairs.Filters) if f.name in given}
+    made = pairs.select(trees, chat, filters=pairs.Filters(**rules), **given)
+    for name, value in made.statistics().items():
+        if name not in ("pairs", "dropped"):
+            print(f"{name}: {value}")
+    return made.pairs, made.dropped
 
 
 def _selector_settings() -> str:

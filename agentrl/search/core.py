@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentrl.errors import StoreError
 from agentrl.search.table import State, Table
@@ -166,7 +166,7 @@ class Search:
     ) -> Cursor:
         cursor = self.at(state)
         cursor.seed = derive_seed(self.cursor.seed, *_place(self.table, state), number)
-        changes: dict[str, float | int] = {"temperature": 0.0} if greedy else {}
+        changes: dict[str, Any] = {"temperature": 0.0} if greedy else {}
         if top_k is not None and not greedy:
             changes["top_k"] = top_k
         left = self.limit - cursor.turn_tokens
