@@ -50,8 +50,7 @@ def searching(
     judging = _judge(judge, reference)
     if judging is None and not outcome:
         raise ConfigError(f"{name}: give a judge, or outcome=True; nothing tells paths apart")
-    if at_once < 1:
-        raise ConfigError(f"{name}: at_once is 1 or more, not {at_once}")
+    _at_least_one(name, at_once=at_once)
     saw = outcome or (judging is not None and judging.reference)
     budget = Budget(max_tokens, seconds, max_iterations)
     where = None if folder is None else Path(folder)
@@ -127,11 +126,16 @@ async def _record(
     )
 
 
+def _at_least_one(name: str, **numbers: int) -> None:
+    for option, value in numbers.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {option} is 1 or more, not {value}")
+
+
 def _units(unit: str, step_tokens: int) -> Units:
     if unit not in UNITS:
         raise unknown("unit of action", unit, UNITS)
-    if step_tokens < 1:
-        raise ConfigError(f"step_tokens is 1 or more, not {step_tokens}")
+    _at_least_one("search", step_tokens=step_tokens)
     return UNITS[unit](step_tokens)
 
 
@@ -158,6 +162,7 @@ def mcts(
     `b1` steps are drawn at the prompt, `b2` elsewhere, and an iteration goes `depth` steps down.
     """
     units = _units(unit, step_tokens)
+    _at_least_one("mcts", b1=b1, b2=b2, depth=depth, iterations=iterations, first=first)
 
     async def run(search: Search) -> State:
         return await strategies.mcts(
@@ -190,6 +195,7 @@ def itool(
 ) -> Rollout:
     """iTool's search over fragments of calls (arXiv 2501.09766), for collecting: it is graded
     with the reference in view."""
+    _at_least_one("itool", iterations=iterations, width=width, group=group, depth=depth)
 
     async def run(search: Search) -> State:
         return await strategies.itool(
@@ -213,6 +219,7 @@ def rain(
     folder: str | None = None,
 ) -> Rollout:
     """RAIN's decoding (arXiv 2309.07124): search, judge, rewind; no weight changes."""
+    _at_least_one("rain", iterations=iterations, least=least, width=width)
 
     async def run(search: Search) -> State:
         return await strategies.rain(
@@ -236,6 +243,7 @@ def best_of_n(
 ) -> Rollout:
     """`candidates` whole answers, the one that the judge finds best; with `outcome` the best by
     the environment's grade, which is for collecting."""
+    _at_least_one("best_of_n", candidates=candidates)
 
     async def run(search: Search) -> State:
         return await strategies.best_of_n(search, n=candidates)
@@ -255,6 +263,7 @@ def beam(
 ) -> Rollout:
     """Beam search over steps, by what the judge says of each state."""
     units = _units(unit, step_tokens)
+    _at_least_one("beam", beams=beams, width=width)
 
     async def run(search: Search) -> State:
         return await strategies.beam(search, units, beams=beams, width=width)
@@ -273,6 +282,7 @@ def best_first(
 ) -> Rollout:
     """Best-first search over steps: always the state that the judge finds best goes on."""
     units = _units(unit, step_tokens)
+    _at_least_one("best_first", width=width)
 
     async def run(search: Search) -> State:
         return await strategies.best_first(search, units, width=width)

@@ -12,17 +12,19 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from agentrl.errors import StoreError
 from agentrl.search.table import State, Table
 from agentrl.search.units import WHOLE, Unit, Units
 from agentrl.tree import Cursor, Tree, derive_seed
 from agentrl.types import Node
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ class Search:
         ]
         known = {self._ids(state, s.node) for s in self.table.children(state)}
         made = []
-        for cursor in await asyncio.gather(*draws):
+        for cursor in await together(draws):
             self.table.tokens += cursor.sampled_tokens - self.cursor.sampled_tokens
             ids = self._ids(state, cursor.node)
             if not ids or ids in known:
@@ -266,7 +268,7 @@ class Search:
             )
             strategy.priors(self.table.children(state))
             if strategy.judge_new:
-                await asyncio.gather(*(self.look(s) for s in made))
+                await together(self.look(s) for s in made)
             for child in made:
                 strategy.created(self.table, child)
         return new
@@ -275,7 +277,7 @@ class Search:
         """At most `at_once` iterations together; then the search is on disk."""
         n = max(1, min(most, self.at_once))
         started = time.perf_counter()
-        await asyncio.gather(*(self.walk(strategy) for _ in range(n)))
+        await together(self.walk(strategy) for _ in range(n))
         self.table.iterations += n
         self.table.here += n
         self.table.seconds += time.perf_counter() - started
@@ -286,9 +288,9 @@ class Search:
         drawn again); what each is worth is its q. For searches that need no walks."""
         started = time.perf_counter()
         fresh = [s for s in states if not s.children]
-        await asyncio.gather(*(self.expand(s, n, units) for s in fresh))
+        await together(self.expand(s, n, units) for s in fresh)
         made = [s for state in states for s in self.table.children(state)]
-        await asyncio.gather(*(self.look(s) for s in made))
+        await together(self.look(s) for s in made)
         for state in made:
             state.q, state.visits = worth(state) or 0.0, 1.0
         self.table.iterations += len(fresh)
@@ -349,6 +351,18 @@ class Search:
         tree.nodes[:] = saved.nodes
         self.table = table
         return True
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of `work` returns. Where one fails the others are ended before the error goes on:
+    none of them adds to the tree afterwards."""
+    tasks = [asyncio.ensure_future(w) for w in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def worth(state: State) -> float | None:

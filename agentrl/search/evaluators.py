@@ -35,7 +35,8 @@ GRADES = (
     "parameters, their names, values and types, and their meaning.\n(A) all right\n(B) small "
     "differences\n(C) large differences\n(D) wrong\nAnswer with one letter."
 )
-LEAD = "The answer is"
+LEAD = "The answer is ("
+"""What an option is read after: the bracket is there, so its letter is the next token."""
 
 
 async def option_masses(
@@ -43,20 +44,16 @@ async def option_masses(
 ) -> list[float]:
     """The probability of each option right after `ids`.
 
-    An option counts as whole tokens, with and without a space before it and in brackets; a token
-    that merely has its letter in it does not count (iTool's released code takes a lone bracket for
-    an A). Options that share a spelling would count twice: they are letters.
+    An option counts as its whole tokens, so a token that merely has its letter in it does not
+    (iTool's released code takes a lone bracket for an A).
     """
 
-    async def mass(spelling: Sequence[int]) -> float:
+    async def mass(option: str) -> float:
+        spelling = chat.encode(option)
         found = await policy.score([*ids, *spelling])
         return math.exp(math.fsum(found[-len(spelling) :]))
 
-    async def option(text: str) -> float:
-        spellings = {tuple(chat.encode(s)) for s in (text, f" {text}", f"({text})", f" ({text})")}
-        return math.fsum(await asyncio.gather(*map(mass, sorted(spellings))))
-
-    return list(await asyncio.gather(*map(option, options)))
+    return list(await asyncio.gather(*map(mass, options)))
 
 
 def question(task: Task) -> str:
@@ -87,7 +84,7 @@ class SelfEvaluation:
     """The policy's own word on a state: is it `good` or `bad`?
 
     It is asked twice, the second time with the options in the other order, and is always read at
-    the first token after "The answer is". With `votes` False the value is the mean probability of
+    the first token after "The answer is (". With `votes` False the value is the mean probability of
     the good option (MCTS-DPO, which asks once); with True each order votes, and it is -1, 0 or 1
     (RAIN). What was judged once is remembered, by task and text. `judge` is who is asked: the
     policy that searches, if None.

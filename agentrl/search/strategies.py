@@ -139,7 +139,8 @@ def rain_strategy(
             if value is not None:
                 state.q += (value - state.q) / state.visits
                 table.low, table.high = min(table.low, state.q), max(table.high, state.q)
-                _share(table, state, value, text, similarity)
+                if state is not path[0]:
+                    _share(table, state, value, text, similarity)
 
     def widen(table: Table, state: State) -> bool:
         children = table.children(state)
@@ -171,8 +172,6 @@ def _share(
     text: Callable[[State], str],
     similarity: Callable[[str, str], float],
 ) -> None:
-    if state.parent is None:
-        return
     for other in table.children(table.parent(state)):
         if other is not state:
             alike = similarity(text(state), text(other))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from random import Random
 
 import pytest
 
 from agentrl import evaluate
+from agentrl.cli import main
 from agentrl.collect import collect
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, EngineError, StoreError
 from agentrl.rollouts import make
+from agentrl.search.core import together
 from agentrl.search.evaluators import ByValue, SelfEvaluation, option_masses
 from agentrl.search.table import Table
 from agentrl.types import Completion, Message, SamplingParams, Step, Task
@@ -229,6 +232,47 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path):
         assert not list(folder.iterdir())
 
 
+def test_when_one_iteration_fails_the_others_end_with_it():
+    after = []
+
+    async def slow(gate):
+        await gate.wait()
+        after.append("went on")
+
+    async def broken():
+        raise EngineError("the engine is down")
+
+    async def both():
+        gate = asyncio.Event()
+        with pytest.raises(EngineError, match="down"):
+            await together([slow(gate), broken(), slow(gate)])
+        gate.set()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(both())
+    assert after == []
+
+
+def test_many_iterations_at_once_stop_and_go_on_too(tmp_path):
+    options = {"outcome": True, "at_once": 4, "b1": 8, **JUDGED}
+    trees, _ = searched("mcts", Digits(fails=12), folder=str(tmp_path), **options)
+    assert "the engine is down" in trees[0].attempts[-1].error
+    trees, _ = searched("mcts", folder=str(tmp_path), **options)
+    assert trees[0].attempts[-1].error is None
+    table = Table.from_json(trees[0].meta["search"])
+    assert table.states[0].visits == 32
+    inside = sum(len(n.token_ids) for n in trees[0].nodes if n.source == "policy")
+    assert table.tokens == inside
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("mcts", "b2"), ("rain", "width"), ("beam", "beams"), ("itool", "group")]
+)
+def test_numbers_that_search_nothing_are_refused(name, option):
+    with pytest.raises(ConfigError, match=f"{option} is 1 or more"):
+        make(name, **{option: 0})
+
+
 def test_a_search_of_another_prompt_is_not_taken(tmp_path):
     searched("mcts", Digits(fails=6), outcome=True, folder=str(tmp_path), **JUDGED)
     (file,) = tmp_path.iterdir()
@@ -303,10 +347,10 @@ class Options(Digits):
         self.asked.append(text)
         good_first = "(A) correct" in text
         likes_a = self.swayed or good_first
-        end = text.rpartition("The answer is")[2]
-        mass = {" A": 0.7 if likes_a else 0.2, " B": 0.2 if likes_a else 0.7}.get(end, 0.0)
+        end = text.rpartition("The answer is (")[2]
+        mass = {"A": 0.7 if likes_a else 0.2, "B": 0.2 if likes_a else 0.7}.get(end, 0.0)
         logs = [0.0] * (len(ids) - 1)
-        logs[-1] = -1e9 if mass == 0 else __import__("math").log(mass)
+        logs[-1] = math.log(mass) if mass else -1e9
         return logs
 
 
@@ -314,7 +358,7 @@ def test_options_count_as_whole_tokens():
     policy = Options(swayed=True)
     from agentrl.chat import Chat
 
-    ids = policy.tokenizer.encode("The answer is")
+    ids = policy.tokenizer.encode("The answer is (")
     masses = asyncio.run(option_masses(policy, Chat(policy.tokenizer), ids, "AB"))
     assert masses == pytest.approx([0.7, 0.2])
 
@@ -336,3 +380,17 @@ def test_the_reference_is_shown_only_where_it_is_asked_for():
     policy = Options(False)
     searched("best_of_n", policy, candidates=2, judge=SelfEvaluation(reference=True))
     assert all("Reference answer: 111" in t for t in policy.asked)
+
+
+def test_the_command_refuses_to_evaluate_with_the_answer_in_view(capsys):
+    command = [
+        "eval",
+        "--env",
+        "arithmetic",
+        "--policy",
+        "scripted:tests.test_cli:answer",
+        "-n",
+        "1",
+    ]
+    assert main([*command, "--rollout", "itool"]) != 0
+    assert "reference answer in view" in capsys.readouterr().err
