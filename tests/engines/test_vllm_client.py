@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -205,6 +206,7 @@ def test_what_is_no_answer_is_an_engine_error(answer):
     asyncio.run(go())
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_client_on_loop_after_loop():
     async def ask(client: Client) -> float:
         return (await client.score([1, 2]))[0]
@@ -214,6 +216,8 @@ def test_one_client_on_loop_after_loop():
             client = Client(url)
             assert await asyncio.to_thread(asyncio.run, ask(client)) == -0.5
             assert await asyncio.to_thread(asyncio.run, ask(client)) == -0.5
+            await client.close()
+            gc.collect()  # a session left open would say so
 
     asyncio.run(go())
 
@@ -387,7 +391,7 @@ from agentrl.engines.vllm.server import Server
 async def go():
     server = Server("fake", python={fake_python!r})
     await server.start(60)
-    print(server.process.pid, flush=True)
+    print(server.process.pid, server.folder, flush=True)
     await asyncio.sleep(600)
 asyncio.run(go())
 """
@@ -395,7 +399,8 @@ asyncio.run(go())
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        word, folder = parent.stdout.readline().split()
+        pid = int(word)
         assert psutil.pid_exists(pid)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
@@ -406,6 +411,7 @@ asyncio.run(go())
             time.sleep(0.05)
         else:
             assert not psutil.pid_exists(pid)
+        assert not os.path.exists(folder)
 
 
 # --- names and commands

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.engines.vllm import PYTHON
+from agentrl.engines.vllm.thread import LoopThread
 from agentrl.errors import ConfigError, EngineError, missing_extra
 
 try:
@@ -46,7 +47,7 @@ class Client:
         self._token = os.environ.get("AGENTRL_TOKEN", "") if token is None else token
         self._limit = timeout_s
         self._session: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._there = LoopThread("agentrl-vllm-client")
         self._facts: dict[str, Any] = {}
 
     async def connect(self) -> dict[str, Any]:
@@ -75,18 +76,22 @@ class Client:
 
     async def close(self) -> None:
         """Hang up."""
-        session, self._session = self._session, None
-        if session is not None and self._loop is asyncio.get_running_loop():
-            await session.close()
+        if self._session is not None:
+            await self._there.run(self._session.close())
+            self._session = None
+        await self._there.stop()
 
     async def _ask(
         self, method: str, name: str, body: Any = None, seconds: float | None = None
     ) -> Any:
         """The answer. `seconds` bound it where the client's own limit is longer."""
+        return await self._there.run(self._request(method, name, body, seconds))
+
+    async def _request(self, method: str, name: str, body: Any, seconds: float | None) -> Any:
         limit = min(seconds or self._limit, self._limit)
         timeout = aiohttp.ClientTimeout(total=limit, sock_connect=10)
         try:
-            async with (await self._open()).request(
+            async with self._opened().request(
                 method, f"{self._base}/{name}", json=body, timeout=timeout
             ) as answer:
                 made = await answer.json()
@@ -99,12 +104,8 @@ class Client:
             raise EngineError(f"{self.url} refuses {name}: {said}")
         return made
 
-    async def _open(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        if self._session is None or self._loop is not loop:
-            if self._session is not None:
-                with contextlib.suppress(RuntimeError):  # its loop is closed
-                    await self._session.close()
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
             connector = (
                 aiohttp.UnixConnector(self._socket, limit=0)
                 if self._socket
@@ -112,7 +113,6 @@ class Client:
             )
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._session = aiohttp.ClientSession(connector=connector, headers=headers)
-            self._loop = loop
         return self._session
 
 

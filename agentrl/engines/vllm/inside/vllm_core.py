@@ -20,6 +20,9 @@ HERE = Path(__file__).parent
 EXTENSION = "vllm_extension.Extension"
 CPU_CACHE = 2 << 30
 """bytes"""
+ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""What adapters may change. With the head among them, vLLM 0.32 dies on a CPU when it is asked for
+the log-probabilities of a prompt: it takes the rows of the prompt for those of the batch."""
 
 
 class Core:
@@ -41,6 +44,8 @@ class Core:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
         }
+        if options.get("enable_lora"):
+            arguments["lora_target_modules"] = ADAPTED
         if current_platform.is_cpu():
             arguments["enforce_eager"] = True
             if "gpu_memory_utilization" not in options:

@@ -11,7 +11,8 @@
 | POST /update | `{"source", "seconds"}` |
 
 Errors are `{"error": text, "kind": engine \\| value}`. Where `AGENTRL_TOKEN` is set, requests need
-it as their bearer token. With `--with-parent` the server ends when its standard input does.
+it as their bearer token. With `--with-parent` the server ends when its standard input does,
+and removes the folder of its socket.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import contextlib
 import hmac
 import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -106,6 +108,8 @@ async def serve(options: argparse.Namespace) -> None:
     with contextlib.suppress(Exception):
         await core.close()
     await runner.cleanup()
+    if options.with_parent and options.socket:  # who made the folder may be dead
+        shutil.rmtree(os.path.dirname(options.socket), ignore_errors=True)
 
 
 def main() -> None:
