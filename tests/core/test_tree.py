@@ -144,3 +144,16 @@ def test_info_is_not_shared_between_nodes() -> None:
     tree.add(None, "user", "template", [1], info=info)
     info["a"] = 2
     assert tree.nodes[0].info == {"a": 1}
+
+
+def test_the_longest_beginning_in_common_shares_sampled_nodes_whole():
+    tree = Tree(Task("t", (), "none"))
+    tree.add(None, "user", "template", [1, 2, 3])
+    said = tree.add(0, "assistant", "policy", [4, 5], logprobs=[-1.0, -1.0])
+    tree.add(said.id, "user", "environment", [6])
+    assert tree.common([1, 2, 9]) == (0, 2)  # inside of the prompt
+    assert tree.common([1, 2, 3, 4, 9]) == (0, 3)  # not inside of what was sampled
+    assert tree.common([1, 2, 3, 4, 5, 9]) == (said.id, 5)
+    assert tree.common([9]) == (-1, 0)
+    assert tree.add(None, "user", "template", [9], new_root=True).parent is None
+    assert tree.common([9, 9]) == (3, 1)
