@@ -230,7 +230,7 @@ CLAIM = Claim(
     name="score",
     paper="arXiv 2409.12917",
     says="RL in two stages, with a bonus for progress, makes a model that gains by correcting "
-    "itself: more than its base model, RL on single answers, or fine-tuning on corrections",
+    "itself: more than its base model, RL on single answers, or fine-tuning on corrections.",
     task="Sorting six digits in two answers, by a model of two layers (0.1 million parameters) "
     "that has seen bubble sort stopped early, and second answers of which half were spoilt. RL "
     "takes 70 steps of 96 attempts in every arm. `star` is fine-tuned on the base model's right "
