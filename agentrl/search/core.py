@@ -274,14 +274,14 @@ class Search:
         return new
 
     async def wave(self, strategy: Strategy, most: int) -> None:
-        """At most `at_once` iterations together; then the search is on disk."""
+        """At most `at_once` iterations together; then the search is on disk, if it has a folder."""
         n = max(1, min(most, self.at_once))
         started = time.perf_counter()
         await together(self.walk(strategy) for _ in range(n))
         self.table.iterations += n
         self.table.here += n
         self.table.seconds += time.perf_counter() - started
-        self.save()
+        self._keep()
 
     async def grow(self, states: Sequence[State], n: int, units: Units) -> list[State]:
         """`n` steps in each of `states`, drawn and judged together (those that are there are not
@@ -295,7 +295,7 @@ class Search:
             state.q, state.visits = worth(state) or 0.0, 1.0
         self.table.iterations += len(fresh)
         self.table.seconds += time.perf_counter() - started
-        self.save()
+        self._keep()
         return made
 
     async def complete(self, state: State) -> State:
@@ -305,6 +305,11 @@ class Search:
             made = ready or await self.expand(state, 1, lambda depth: WHOLE)
             state = made[0] if made else state
         return state
+
+    def _keep(self) -> None:
+        """Save where there is a folder: writing the whole table is not for nothing."""
+        if self.folder is not None:
+            self.save()
 
     def save(self) -> None:
         """Put the table into the tree's meta, and both on disk if there is a folder."""
