@@ -99,14 +99,10 @@ def reward_weights(
     """
     if not tau > 0:
         raise ValueError(f"tau must be positive, not {tau}")
-    means: dict[Hashable, float] = {}
     if baseline == "group":
         if groups is None or len(groups) != len(rewards):
             raise ValueError("the group baseline needs one group for each reward")
-        counts = Counter(groups)
-        for group, reward in zip(groups, rewards, strict=True):
-            means[group] = means.get(group, 0.0) + reward / counts[group]
-        centred = [r - means[g] for r, g in zip(rewards, groups, strict=True)]
+        centred = _centred(rewards, groups)
     elif baseline == "none":
         centred = list(rewards)
     else:
@@ -116,6 +112,29 @@ def reward_weights(
         mean = math.fsum(weights) / len(weights)
         weights = [w / mean for w in weights]
     return weights if cap is None else [min(w, cap) for w in weights]
+
+
+def signed_weights(
+    rewards: Sequence[float], groups: Sequence[Hashable], *, tau: float = 0.4
+) -> list[float]:
+    """RISE's formula read the other way: `exp(r / tau)` less its mean over the group, sum zero.
+
+    What is worse than the mean has a negative weight and is made less likely, which is unstable;
+    `reward_weights` is the reading to use. The trainer refuses negative weights: give these as
+    `Sample.advantages` to the loss `reinforce`. Raises ValueError if tau is not positive, or for
+    another number of groups.
+    """
+    if not tau > 0:
+        raise ValueError(f"tau must be positive, not {tau}")
+    return _centred([math.exp(r / tau) for r in rewards], groups)
+
+
+def _centred(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """Each value less the mean of its group."""
+    counts, means = Counter(groups), dict[Hashable, float]()
+    for group, value in zip(groups, values, strict=True):
+        means[group] = means.get(group, 0.0) + value / counts[group]
+    return [v - means[g] for v, g in zip(values, groups, strict=True)]
 
 
 def normalised(

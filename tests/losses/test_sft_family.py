@@ -25,6 +25,7 @@ from agentrl.select.weights import (
     normalised,
     reward_weights,
     scaled,
+    signed_weights,
 )
 from agentrl.train import Scorer
 
@@ -62,6 +63,17 @@ def test_rise_weights() -> None:
         reward_weights([1], baseline="none", tau=0)
     with pytest.raises(ConfigError, match="unknown baseline"):
         reward_weights([1], baseline="prompt")
+
+
+def test_rise_s_weights_read_the_other_way():
+    found = signed_weights([1, 0, 0, 0], [0] * 4)
+    assert found == pytest.approx([8.38687, -2.79562, -2.79562, -2.79562], rel=1e-5)
+    assert sum(found) == pytest.approx(0)
+    assert signed_weights([1, 0], ["a", "b"]) == [0, 0]
+    with pytest.raises(ValueError, match="tau"):
+        signed_weights([1], [0], tau=0)
+    with pytest.raises(ValueError, match="zip"):
+        signed_weights([1, 0], [0])
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
