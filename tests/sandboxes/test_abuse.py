@@ -111,7 +111,7 @@ def test_other_ways(go: Go, arena: Arena, way: str, family: str) -> None:
         assert [one for one in ended if one[1] not in one[2]] == []
         await arena.check_bystander()
         for measure, count in zip(arena.measures, before, strict=True):
-            assert await settled(measure, count) == count
+            assert await settled(measure, count) <= count
 
     go(all_of_them())
 
