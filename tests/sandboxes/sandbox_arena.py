@@ -127,7 +127,7 @@ class Arena:
             await self.check_bystander()
             await self.check_state(session, kept)
         for measure, count in zip(self.measures, before, strict=True):
-            assert await settled(measure, count) == count
+            assert await settled(measure, count) <= count
         return result
 
     async def check_bystander(self) -> None:

@@ -37,7 +37,7 @@ def test_a_cancelled_call_kills_its_session(go: Go, arena: Arena) -> None:
                 await session.run("1")
         await arena.check_bystander()
         for measure, count in zip(arena.measures, before, strict=True):
-            assert await settled(measure, count) == count
+            assert await settled(measure, count) <= count
 
     go(play())
 
@@ -57,7 +57,7 @@ def test_cancelled_while_opening(go: Go, arena: Arena, delay: float) -> None:
             await session.close()
         await arena.check_bystander()
         for measure, count in zip(arena.measures, before, strict=True):
-            assert await settled(measure, count) == count
+            assert await settled(measure, count) <= count
 
     go(play())
 
