@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.chat import Chat
 from agentrl.config import RunFolder
@@ -27,9 +25,9 @@ from agentrl.errors import ConfigError
 from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import tool_loop
 from agentrl.select import dart, dedupe
-from agentrl.train import export
 from agentrl.types import Sample, Task
 
 
@@ -88,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -95,16 +94,8 @@ async def run(
 
     A run that is finished is not done again; one that was interrupted goes on where it stopped.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype=config.dtype, device=config.device)
     sampler: Policy = policy
     if config.sampler:
@@ -159,8 +150,6 @@ async def learn(
     policy, trained = await phases.fine_tune("dart", policy, rows)
 
     after = await phases.measure("after", test_env, rollout, policy, held_out)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "dart",
         "model": config.model,
@@ -180,13 +169,8 @@ async def learn(
         },
         "training": {"dart": trained},
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _same_tokens(policy: Any, sampler: Policy) -> None:

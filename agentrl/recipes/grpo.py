@@ -17,8 +17,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.collect import collect
 from agentrl.config import RunFolder
@@ -37,8 +35,9 @@ from agentrl.recipes._online import (
     timings,
     update,
 )
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import tool_loop
-from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export, mismatch
+from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, mismatch
 from agentrl.train.mismatch import Correction
 from agentrl.train.online import METHODS, Rows, check_sampling, credited_rows, value_head
 from agentrl.train.setup import seed_all
@@ -91,6 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -99,16 +99,8 @@ async def run(
     A run that is finished is not done again; one that was interrupted goes on after its newest
     checkpoint, with attempts that are on disk taken from there.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     return await learn(config, policy, train_env, test_env, folder, progress=progress, box=box)
 
@@ -193,17 +185,8 @@ async def learn(
             _show(row, config, progress)
             journal.done(row)
     after = await _measure(config, folder, "after", policy, test_env, attempt)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = _summary(config, journal.rows, before, after) | {
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
-        **(facts or {}),
-    }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    summary = _summary(config, journal.rows, before, after) | dict(facts or {})
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _attempting(

@@ -26,8 +26,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-import envs
-import sandboxes
 from agentrl import evaluate, losses
 from agentrl.batch import trainable_weight
 from agentrl.chat import Chat
@@ -38,9 +36,10 @@ from agentrl.engines.vocabulary import with_tokens
 from agentrl.errors import ConfigError, DataError
 from agentrl.interfaces import Env, Sandbox, Tokenizer, TrainedPolicy
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import leti as leti_rollout
 from agentrl.select import leti as leti_rows
-from agentrl.train import Row, TrainConfig, Trainer, export
+from agentrl.train import Row, TrainConfig, Trainer
 from agentrl.train.schedule import due, plan_steps
 from agentrl.train.setup import seed_all
 from agentrl.train.step import of_logprobs
@@ -120,6 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -128,16 +128,8 @@ async def run(
     A run that is finished is not done again; one that was interrupted goes on after its newest
     iteration, with attempts that are on disk taken from there.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     seed_all(config.seed)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     policy = await with_tokens(policy, LETI_TOKENS, seed=config.seed)
@@ -215,17 +207,8 @@ async def learn(
                 "version": policy.version,
             }
             store.save(iteration + 1, trainer.scorer, trainer.optimizer, fingerprint, position)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = _summary(config, curve, log) | {
-        "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    summary = _summary(config, curve, log) | {"timings": folder.timings}
+    return await conclude(config, folder, policy, summary, started)
 
 
 async def _rows(

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate, losses
 from agentrl.batch import Batch, trainable_weight
 from agentrl.chat import Chat
@@ -29,10 +27,11 @@ from agentrl.interfaces import Env, Rollout, Sandbox
 from agentrl.logprob import read_head
 from agentrl.recipes._online import Journal, mean, tasks_of
 from agentrl.recipes._phases import Phases, stop_if_cancelled, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import tool_loop
 from agentrl.select import dedupe, raft, superhf
 from agentrl.select.rows import Selection, path_sample
-from agentrl.train import Reference, Row, Trainer, adapt, export
+from agentrl.train import Reference, Row, Trainer, adapt
 from agentrl.train.attention import tree_attention
 from agentrl.train.schedule import plan_steps
 from agentrl.train.setup import seed_all
@@ -105,6 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -113,16 +113,8 @@ async def run(
     A run that is finished is not done again; one that was interrupted goes on after its last
     whole iteration, with answers that are on disk taken from there.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     return await learn(config, policy, train_env, test_env, folder, progress=progress, box=box)
 
@@ -176,8 +168,6 @@ async def learn(
                 policy.refresh()
             journal.done(row)
     after = await phases.measure("after", test_env, rollout, policy, held_out)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "raft",
         "model": config.model,
@@ -196,13 +186,8 @@ async def learn(
             "reward_last": round(journal.rows[-1]["reward"], 4),
         },
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 async def _answers(

@@ -31,11 +31,11 @@ from agentrl.errors import ConfigError
 from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude
 from agentrl.rollouts import refine as game
 from agentrl.rollouts import synthesize
 from agentrl.rollouts.condition import conditioned
 from agentrl.select import faft, refine
-from agentrl.train import export
 from agentrl.types import Sample
 
 
@@ -122,8 +122,6 @@ async def run(
     before = await measure(phases, config, "before", policy, split)
     policy, facts = await learn(phases, config, policy, teacher, split("train"))
     after = await measure(phases, config, "after", policy, split)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "refine",
         "model": config.model,
@@ -133,14 +131,9 @@ async def run(
         **{s: {"baseline": before[s], "tuned": after[s]} for s in config.held_out},
         **facts,
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def check(config: Config) -> None:

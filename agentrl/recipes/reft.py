@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
 from agentrl.interfaces import Demonstrated, Env, Policy, Sandbox
 from agentrl.recipes import grpo, ppo
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import once, splits
 from agentrl.rollouts import replay, tool_loop
 from agentrl.rollouts.replay import demonstrated
 from agentrl.select import dedupe
@@ -87,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -94,16 +94,8 @@ async def run(
 
     A run that is finished is not done again; one that was interrupted goes on where it stopped.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     return await learn(config, policy, train_env, test_env, folder, progress=progress, box=box)
 

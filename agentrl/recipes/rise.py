@@ -16,18 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.config import RunFolder
 from agentrl.engines import load_policy
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import make
 from agentrl.select import dedupe
 from agentrl.select import rise as rows_of
-from agentrl.train import export
 from agentrl.tree import Tree, derive_seed
 
 OF_ROLLOUT = ("feedback", "repeat", "example", "max_calls")
@@ -102,6 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -110,16 +109,8 @@ async def run(
     A run that is finished is not done again; one that was interrupted goes on with the trees and
     the checkpoints that are on disk.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32")
     teacher = None if config.teacher is None else load_policy(config.teacher)
     try:
@@ -190,8 +181,6 @@ async def learn(
         )
         iterations.append({"iteration": k, **_collected(trees, found), "training": facts})
         measured.append(await _measure(phases, config, f"after_{k}", policy, test_env))
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "rise",
         "model": config.model,
@@ -204,12 +193,8 @@ async def learn(
         "iterations": iterations,
         "training": iterations[-1]["training"],
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _collecting(config: Config, teacher: Policy | None) -> Rollout:

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.chat import Chat
 from agentrl.config import RunFolder
@@ -25,10 +23,10 @@ from agentrl.engines import load_policy
 from agentrl.errors import ConfigError
 from agentrl.interfaces import Demonstrated, Env, Sandbox
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import replay, tool_loop
 from agentrl.rollouts.replay import demonstrated
 from agentrl.select import dedupe, s3ft
-from agentrl.train import export
 from agentrl.types import Sample, Task
 
 
@@ -72,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -79,16 +78,8 @@ async def run(
 
     A run that is finished is not done again; one that was interrupted goes on where it stopped.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     training(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype=config.dtype, device=config.device)
     return await learn(config, policy, train_env, test_env, folder, progress=progress, box=box)
 
@@ -118,8 +109,6 @@ async def learn(
     rows, counts = await targets(phases, config, policy, train_env, tasks)
     policy, trained = await phases.fine_tune("s3ft", policy, rows)
     after = await phases.measure("after", test_env, rollout, policy, held_out)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "s3ft",
         "model": config.model,
@@ -134,13 +123,8 @@ async def learn(
         },
         "training": {"s3ft": trained},
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 async def targets(

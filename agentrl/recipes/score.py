@@ -23,8 +23,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl import credit, evaluate
 from agentrl.collect import collect
 from agentrl.config import RunFolder
@@ -43,9 +41,10 @@ from agentrl.recipes._online import (
     timings,
     update,
 )
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import self_correct
 from agentrl.rollouts.self_correct import INSTRUCTIONS
-from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, export
+from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt
 from agentrl.train.online import Method, credited_rows
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
@@ -148,6 +147,7 @@ def phases(config: Config) -> list[Phase]:
     return [phase for phase in found if phase.steps]
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -156,16 +156,8 @@ async def run(
     A run that is finished is not done again; one that was interrupted goes on after its newest
     checkpoint, with attempts that are on disk taken from there.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     return await learn(config, policy, train_env, test_env, folder, progress=progress, box=box)
 
@@ -243,18 +235,10 @@ async def learn(
             journal.settle()
         rows, kept[phase.name] = journal.rows, journal.kept
     after = await _measure(config, folder, "after", test_env, attempting)
-    for sampler in (policy, base):
-        if sampler is not None:
-            await sampler.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
-    summary = _summary(config, rows, before, after, kept) | {
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    if base is not None:
+        await base.close()
+    summary = _summary(config, rows, before, after, kept)
+    return await conclude(config, folder, policy, summary, started)
 
 
 async def _steps(

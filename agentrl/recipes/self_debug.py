@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import envs
-import sandboxes
 from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.config import RunFolder
@@ -40,11 +38,12 @@ from agentrl.recipes._online import (
     update,
 )
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts.self_debug import EXPLAIN, MARK, REFINE, self_debug
 from agentrl.select import dedupe, ledex
 from agentrl.select.codebleu import code_bleu
 from agentrl.select.similarity import Embed, TfIdf
-from agentrl.train import Reference, Row, Trainer, export
+from agentrl.train import Reference, Row, Trainer
 from agentrl.train.online import Method, credited_rows, value_head
 from agentrl.tree import Tree, derive_seed
 from agentrl.types import SamplingParams, Task
@@ -122,6 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -129,16 +129,8 @@ async def run(
 
     A run that is finished is not done again; one that was interrupted goes on where it stopped.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     check(config)
-    train_env, test_env = (
-        envs.make(config.env, split=split, seed=config.seed, **config.env_options)
-        for split in ("train", "test")
-    )
+    train_env, test_env = splits(config)
     policy = load_policy(config.model, dtype="float32", device=config.device)
     teacher = load_policy(config.teacher) if config.teacher else None
     return await learn(
@@ -215,8 +207,6 @@ async def learn(
     work, compared = _work(config, programs, repairs, debug)
     steps = await _reinforce(config, phases, policy, train_env, work, compared, embed)
     after = await exam.sit("after", policy) if steps else tuned
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "self_debug",
         "model": config.model,
@@ -232,13 +222,8 @@ async def learn(
         },
         "training": {"sft": trained, "rl": _trained(steps)},
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _selected(programs: ledex.Programs, repairs: Mapping[str, ledex.Repair]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import envs
-import sandboxes
 from agentrl import evaluate
 from agentrl.chat import Chat
 from agentrl.config import RunFolder
@@ -28,10 +27,10 @@ from agentrl.engines.memory import give_memory_back
 from agentrl.errors import ConfigError
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude, once
 from agentrl.rollouts import hint_infer, tool_loop
 from agentrl.rollouts.hints import Position
 from agentrl.select import dedupe, hint_rft
-from agentrl.train import export
 from agentrl.tree import Tree
 
 
@@ -88,6 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 async def run(
     config: Config, folder: RunFolder, *, progress: bool = True, box: Sandbox | None = None
 ) -> dict[str, Any]:
@@ -96,11 +96,6 @@ async def run(
     Where nothing is left to train on, that is said, and the model before it goes on. A run that
     is finished is not done again.
     """
-    if (finished := folder.summary()) is not None:
-        return finished
-    if box is None:
-        async with sandboxes.open("embedded") as opened:
-            return await run(config, folder, progress=progress, box=opened)
     started = time.perf_counter()
     phases = Phases(config, folder, progress, box)
     training(config)  # bad numbers are said now, not after an hour
@@ -153,8 +148,6 @@ async def run(
     policy, trained = await phases.fine_tune("start", policy, rows)
 
     after = await _measure(phases, config, "after", policy, test_env, unseen)
-    await policy.close()
-    export(policy.model, folder.path / "model", policy.tokenizer.hf)
     summary = {
         "recipe": "start",
         "model": config.model,
@@ -168,14 +161,9 @@ async def run(
         },
         "training": {"start0": trained_0, "start": trained},
         "timings": folder.timings,
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _selected(

@@ -40,10 +40,11 @@ from agentrl.recipes._online import (
     update,
 )
 from agentrl.recipes._phases import Phases, training
+from agentrl.recipes._whole import conclude
 from agentrl.rollouts import tool_loop
 from agentrl.rollouts.demonstrate import demonstrate, replayed
 from agentrl.select import tl_training as select
-from agentrl.train import Reference, Row, TrainConfig, Trainer, export
+from agentrl.train import Reference, Row, TrainConfig, Trainer
 from agentrl.train.online import METHODS, credited_rows, value_head
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
@@ -170,8 +171,6 @@ async def learn(
     if config.rl_steps:
         steps = await _reinforce(config, policy, folder, progress)
         after = await _measure(phases, config, "after", policy, test)
-    await policy.close()
-    export(policy.model, folder.path / "model", getattr(policy.tokenizer, "hf", None))
     summary = {
         "recipe": "tl_training",
         "model": config.model,
@@ -186,13 +185,8 @@ async def learn(
         },
         "training": {"sft": tuned, "ppo": _rewards(steps)},
         "timings": folder.timings | timings(steps),
-        "resumed": folder.resumed,
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    folder.write_summary(summary)
-    if not config.keep_checkpoints:
-        folder.drop_checkpoints()
-    return summary
+    return await conclude(config, folder, policy, summary, started)
 
 
 def _env(config: Config, split: str, **options: Any) -> Env:
