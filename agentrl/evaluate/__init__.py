@@ -14,27 +14,32 @@ from agentrl.evaluate.accuracy import (
     summarize,
     wilson,
 )
-from agentrl.evaluate.answers import Turn, edit_distance, edit_ratio, pass_at_k, turns_of, vote
+from agentrl.evaluate.answers import Turn, edit_distance, edit_ratio, pass_at_k, turns_of
 from agentrl.evaluate.compare import compare
 from agentrl.evaluate.intervals import Estimate, bootstrap, mcnemar, permutation
 from agentrl.evaluate.turns import turn_metrics, values
+from agentrl.evaluate.votes import best, masses, rm_at_k, sigmoid, vote
 
 __all__ = [
     "Estimate",
     "Graded",
     "Proportion",
     "Turn",
+    "best",
     "bootstrap",
     "compare",
     "edit_distance",
     "edit_ratio",
     "effective_size",
     "final",
+    "masses",
     "mcnemar",
     "of_round",
     "pass_at_k",
     "permutation",
     "right",
+    "rm_at_k",
+    "sigmoid",
     "summarize",
     "turn_metrics",
     "turns_of",

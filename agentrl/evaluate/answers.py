@@ -1,9 +1,8 @@
-"""Answers of one attempt, votes over them, pass@k, and how far two texts are apart."""
+"""Answers of one attempt, pass@k, and how far two texts are apart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import DataError
@@ -55,27 +54,6 @@ def _plain(answer: str) -> str:
         return text
     fraction = (number[2] or "").rstrip("0").rstrip(".")
     return number[1].replace(",", "").removeprefix("+") + fraction
-
-
-def vote(answers: Sequence[str]) -> int | None:
-    """The index of the answer that the majority gave: the last one that says it.
-
-    A tie goes to the answer given last; an empty answer (none could be read) does not vote. None
-    where nobody votes (arXiv 2407.18219, the vote over turns; the tie rule is ours).
-    """
-    counts: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for i, answer in enumerate(answers):
-        if answer:
-            counts[answer] = counts.get(answer, 0) + 1
-            last[answer] = i
-    return max(last.values(), key=lambda i: (counts[answers[i]], i), default=None)
-
-
-def voted_right(turns: Sequence[Turn]) -> bool:
-    """Whether the majority's answer is right. Without any answer that can be read it is not."""
-    winner = vote([t.answer for t in turns])
-    return winner is not None and turns[winner].right
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from agentrl.evaluate.accuracy import final, refuse_reference
-from agentrl.evaluate.answers import Turn, edit_ratio, pass_at_k, turns_of, voted_right
+from agentrl.evaluate.answers import Turn, edit_ratio, pass_at_k, turns_of
 from agentrl.evaluate.intervals import (
     RESAMPLES,
     Estimate,
@@ -34,6 +34,7 @@ from agentrl.evaluate.intervals import (
     bootstrap,
     permutation,
 )
+from agentrl.evaluate.votes import voted_right
 from agentrl.record import Tree
 
 Samples = Sequence[Sequence[Turn]]

@@ -7,11 +7,10 @@ each other, and wrong ones, but never a wrong one above a right one.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
-from agentrl.evaluate import Graded, right
+from agentrl.evaluate import Graded, right, sigmoid
 from agentrl.select.rows import Selection, unusable
 from agentrl.types import Attempt
 
@@ -21,9 +20,7 @@ def combined_reward(score: float, is_right: bool, alpha: float = 0.5) -> float:
 
     `score` is the reward model's, which added as it is could outweigh the verdict.
     """
-    x = alpha * score
-    sigmoid = 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-    return sigmoid + float(is_right) - 1.0
+    return sigmoid(alpha * score) + float(is_right) - 1.0
 
 
 def sometimes_solved(graded: Sequence[Graded], low: int = 2, high: int = 5) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agentrl import evaluate
 from agentrl.errors import DataError
-from agentrl.evaluate.answers import voted_right
+from agentrl.evaluate.votes import voted_right
 from agentrl.record import Tree
 from agentrl.types import Attempt
 from tests.fakes import task
