@@ -14,7 +14,7 @@ from agentrl.config import RunFolder
 from agentrl.engines.memory import give_memory_back
 from agentrl.errors import AgentRLWarning
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
-from agentrl.train import Objective, TrainConfig, train
+from agentrl.train import Objective, Reference, TrainConfig, train
 from agentrl.tree import Tree
 from agentrl.types import Pair, Sample, SamplingParams, Task
 
@@ -112,12 +112,15 @@ class Phases:
         policy: Any,
         rows: Sequence[Sample] | Sequence[Pair],
         loss: losses.Loss | Objective | str = "sft",
+        *,
+        reference: Reference | None = None,
         **changes: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Train a policy's model on `rows`; the policy that samples the result, and facts.
 
-        Where there are none, that is said, and the model stays as it is. `changes` are settings of
-        training that differ from the recipe's.
+        Where there are none, that is said, and the model stays as it is. A loss that compares with
+        a `reference` takes the model before this training if none is given. `changes` are settings
+        of training that differ from the recipe's.
         """
         config = training(self.config, **changes)
         if not rows:
@@ -140,6 +143,7 @@ class Phases:
                 resume=True,
                 progress=self.progress,
                 callbacks=[stop_if_cancelled],
+                reference=reference,
             )
         give_memory_back()
         if result.model is policy.model:

@@ -237,9 +237,7 @@ def _shaped(
     """Rewards less `shaping` times the log-ratio to the start, by the attempt's identity."""
     rows = [path_sample(tree, attempt, {"policy"}) for tree, attempt in graded]
     usable = [i for i, row in enumerate(rows) if trainable_weight(row)]
-    sampled, budget = [rows[i] for i in usable], trainer.config.micro_tokens
-    with trainer.precision():
-        scored = reference.score(sampled, budget, trainer.layout)
+    scored = trainer.referenced([rows[i] for i in usable], reference)
     found = {id(attempt): raft.reward((tree, attempt)) for tree, attempt in graded}
     for i, row in zip(usable, scored, strict=True):
         tree, attempt = graded[i]

@@ -30,6 +30,7 @@ from agentrl.errors import ConfigError
 from agentrl.logprob import read_head
 from agentrl.train.adapter import adapt
 from agentrl.train.objective import Objective, objective
+from agentrl.train.reference import Reference
 from agentrl.train.schedule import TrainConfig, due, learning_rate, plan_steps
 from agentrl.train.setup import context, seed_all
 from agentrl.train.step import Trainer, of_logprobs
@@ -83,13 +84,15 @@ def train(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[Row], None]] = (),
+    reference: Reference | None = None,
 ) -> TrainResult:
     """Train `model` (a transformers causal LM, or a peft model) in place on `data`.
 
     `data` are samples, or pairs for preference losses; a pair stays in one micro-batch. `loss` is a
     name, `losses.make(name, **options)`, or a function of your own, a mean over weights (over pairs
     where the data are pairs). Where a loss compares with a reference policy and the samples have no
-    `ref_logprobs`, the reference is the model before its first step, scored once.
+    `ref_logprobs`, these are scored once: by `reference`, or without one by the model before its
+    first step.
 
     `out_dir` gets `metrics.jsonl` and `checkpoints/`. With `resume`, goes on after the newest whole
     checkpoint there, or starts if there is none; call it with the same model, data and config.
@@ -118,7 +121,7 @@ def train(
     ranks = trainer.ranks
     ranks.agree(fingerprint)
     if goal.needs_reference and any(s.ref_logprobs is None for s in samples):
-        samples = trainer.referenced(samples)
+        samples = trainer.referenced(samples, reference)
     if not ranks.main:  # dropout differs from one process to the next
         seed_all(config.seed + ranks.rank)
     rows: list[Row] = []

@@ -149,7 +149,7 @@ def credited_rows(
                 as_rows = credit.credited(tree, attempt, whole, masked=masked)
                 lists += [list(r.advantages or ()) for r in as_rows]
     if made.samples and reference is not None and kl and method.kl_in == "loss":
-        made.samples = _referenced(made.samples, trainer, reference)
+        made.samples = trainer.referenced(made.samples, reference)
     return made
 
 
@@ -178,7 +178,7 @@ def _scored(
         return [list(own) for own in episodes], gaps
     values = trainer.table(rows, _values) if method.values else None
     if reference is not None and kl:
-        rows = _referenced(rows, trainer, reference)
+        rows = trainer.referenced(rows, reference)
     at, scored = 0, []
     for own, sizes in zip(episodes, counts, strict=True):
         scored.append(list(own))
@@ -205,11 +205,6 @@ def _means(lists: Sequence[Sequence[float]]) -> list[float]:
     """The means of the first entries, of the second ones, and so on, of those that have them."""
     columns = [[x for x in column if x is not None] for column in zip_longest(*lists)]
     return [math.fsum(column) / len(column) for column in columns]
-
-
-def _referenced(rows: Sequence[Sample], trainer: Trainer, reference: Reference) -> list[Sample]:
-    with trainer.precision():
-        return reference.score(rows, trainer.config.micro_tokens, trainer.layout)
 
 
 def _values(scores: Scores) -> Tensor:

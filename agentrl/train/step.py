@@ -21,7 +21,7 @@ from agentrl.batch import Batch, Layout, Rows, collate
 from agentrl.logprob import bare_model, read_head
 from agentrl.train.attention import tree_attention
 from agentrl.train.distributed import assemble, idle, join, norm_of, not_yet, share, skeleton, wrap
-from agentrl.train.reference import token_table
+from agentrl.train.reference import Reference, token_table
 from agentrl.train.schedule import TrainConfig
 from agentrl.train.scorer import Scorer, Scores
 from agentrl.train.setup import choose_dtype, choose_layout, make_optimizer
@@ -132,8 +132,14 @@ class Trainer:
         finally:
             model.train(before)
 
-    def referenced(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the log-probabilities of the model as it now is for the reference's."""
+    def referenced(
+        self, samples: Sequence[Sample], reference: Reference | None = None
+    ) -> list[Sample]:
+        """The samples with the log-probabilities of `reference`, in the trainer's precision;
+        without one, with those of the model as it now is."""
+        if reference is not None:
+            with self.precision():
+                return reference.score(samples, self.config.micro_tokens, self.layout)
         found = self.table(samples, lambda scores: scores.logprobs_BT)
         return [replace(s, ref_logprobs=row) for s, row in zip(samples, found, strict=True)]
 

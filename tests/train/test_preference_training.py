@@ -15,7 +15,7 @@ from agentrl import losses
 from agentrl.cli import main
 from agentrl.errors import ConfigError, DataError
 from agentrl.select import rows
-from agentrl.train import TrainConfig, objective, train
+from agentrl.train import Reference, TrainConfig, objective, train
 from agentrl.types import Pair, Sample
 
 QUICK = TrainConfig(lr=1e-3, max_steps=2, batch_size=3, warmup_ratio=0, schedule="constant")
@@ -70,6 +70,32 @@ def test_the_first_step_is_dpo_by_the_book(layout, micro) -> None:
     assert (row["weight"], row["samples"]) == (3, 6)
     for ours, theirs in zip(kept, (p.grad for p in book.parameters()), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_training_is_held_to_the_first_ones_start() -> None:
+    """RLHF Workflow and MCTS-DPO: the reference of every round is the model before all of them."""
+    pairs, model = some_pairs(3), tiny()
+    reference = Reference(model)
+    run(pairs, "dpo", QUICK, model)
+    row = run(pairs, "dpo", QUICK, model, reference=reference).metrics[0]
+    assert row["margin"] > 0.01, "against the model before this training it is 0"
+    assert (row["loss"], row["margin"]) == pytest.approx(by_the_book(pairs, 2), abs=1e-5)
+    (again,) = reference.score([pairs[0].chosen], 4096, "padded")
+    (first,) = Reference(tiny()).score([pairs[0].chosen], 4096, "padded")
+    assert again.ref_logprobs == first.ref_logprobs, "to the bit"
+
+
+def by_the_book(pairs, steps: int) -> tuple[float, float]:
+    """DPO's loss and margin after `steps` steps on all pairs, against the model before them."""
+    model = run(pairs, "dpo", replace(QUICK, max_steps=steps), tiny()).model
+    with torch.no_grad():
+        margins = [
+            (logprob(model, p.chosen) - logprob(tiny(), p.chosen))
+            - (logprob(model, p.rejected) - logprob(tiny(), p.rejected))
+            for p in pairs
+        ]
+    losses_ = [-torch.nn.functional.logsigmoid(0.1 * m) for m in margins]
+    return float(sum(losses_)) / len(pairs), float(sum(margins)) / len(pairs)
 
 
 @pytest.mark.parametrize("name", sorted(losses.OVER_PAIRS))

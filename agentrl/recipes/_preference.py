@@ -1,0 +1,84 @@
+"""What recipes share that make preferences with the policy as it is, and train on them, repeatedly.
+
+Whatever the round, the policy is held to the same reference: itself as it was at first (MCTS-DPO,
+arXiv 2405.00451; RLHF Workflow, arXiv 2405.07863). Renewed each round, that were another objective.
+
+    policy, reference = await hold(config, policy)
+    policy, facts = await phases.fine_tune(f"round_{k}", policy, pairs, goal, reference=reference,
+                                           lora=None)          # few rounds, each a training
+    row = steps(trainer, pairs, goal, reference, lr=..., number=...)       # many, of a few steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from agentrl import losses
+from agentrl.recipes._online import mean
+from agentrl.recipes._phases import Settings, stop_if_cancelled, training
+from agentrl.train import Objective, Reference, Row, Trainer, adapt
+from agentrl.train.schedule import plan_steps
+from agentrl.train.setup import seed_all
+from agentrl.train.step import of_logprobs
+from agentrl.tree import derive_seed
+from agentrl.types import Pair
+
+
+async def hold(config: Settings, policy: Any) -> tuple[Any, Reference]:
+    """The policy, with a new adapter if the settings ask for one, and the reference that it is now.
+
+    Call it before anything is trained or loaded: then a run that goes on after it was stopped has
+    the same reference. An adapter is there afterwards, so later trainings are given `lora=None`.
+    """
+    seed_all(config.seed)
+    if (lora := training(config).lora) is not None:
+        policy = await policy.over(adapt(policy.model, lora))
+    return policy, Reference(policy.model)
+
+
+def steps(
+    trainer: Trainer,
+    pairs: Sequence[Pair],
+    goal: Objective,
+    reference: Reference,
+    *,
+    lr: float,
+    number: int,
+) -> Row:
+    """Optimizer steps over fresh pairs: `epochs` passes in the trainer's batch size, in an order
+    that `number`, the iteration's, and the seed decide.
+
+    The metrics are the means over the steps (`accuracy`, `margin`, `chosen_change` and so on are
+    against the reference), with the number of `pairs` and `updates`. Raises DataError for pairs
+    that the loss cannot use.
+    """
+    units = goal.units(pairs)
+    size = len(units[0])
+    samples = [s for unit in units for s in unit]
+    plan = replace(trainer.config, seed=derive_seed(trainer.config.seed, number))
+    chosen = [c for _, c in plan_steps([sum(len(s.token_ids) for s in u) for u in units], plan)]
+    members = [[u * size + k for u in c for k in range(size)] for c in chosen]
+    if not trainer.settled:  # one layout for the whole run
+        trainer.settle(samples, members)
+    if goal.needs_reference:
+        samples = trainer.referenced(samples, reference)
+    rows: list[Row] = []
+    with trainer.training():
+        for units_of_step, of_step in zip(chosen, members, strict=True):
+            picked = [samples[i] for i in of_step]
+            bound = goal.of_step(picked, [pairs[u] for u in units_of_step])
+            rows.append(
+                trainer.step(
+                    picked,
+                    of_logprobs(bound),
+                    goal.denominator(picked, len(units_of_step)),
+                    lr=lr,
+                    number=number,
+                    groups=losses.groups_of(picked, size),
+                )
+            )
+            stop_if_cancelled(rows[-1])
+    means = {name: mean([row[name] for row in rows]) for name in rows[0]}
+    return means | {"updates": len(rows), "pairs": len(pairs)}
