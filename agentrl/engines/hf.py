@@ -8,7 +8,7 @@ What this engine does:
   preallocated slots that are written in place (`hf_slots`, `hf_attention`).
 - A finished request's slot is kept. A prompt that continues it computes only what is new, one that
   shares a prefix with any slot (busy or not) copies those rows, and equal prompts that come at the
-  same time (a group) are computed once.
+  same time (a group) are computed once. So are the log-probabilities of what is scored.
 - The model's module tree is viewed, not changed (`hf_view`): the policy and a trainer can share one
   model object in one process.
 
@@ -67,8 +67,9 @@ class HFPolicy:
     means shorter waits for the others. `kv_memory_gb` (GiB) bounds keys and values, by default half
     of the memory now free. `threads` sets torch's thread count inside the worker thread (None
     leaves it). `onednn` uses oneDNN for large fp32 linear layers on CPUs, which is up to 3 times as
-    fast as torch's default there and differs by rounding. `check` compares the engine with the
-    model's plain forward once, on a few random tokens.
+    fast as torch's default there and differs by rounding. Without `prefix_cache` every prompt is
+    computed whole, which shows what the cache saves. `check` compares the engine with the model's
+    plain forward once, on a few random tokens.
 
     Raises ConfigError for a model that the engine cannot serve exactly.
     """
@@ -86,6 +87,7 @@ class HFPolicy:
         kv_memory_gb: float | None = None,
         threads: int | None = None,
         onednn: bool = True,
+        prefix_cache: bool = True,
         check: bool = True,
     ) -> None:
         if max_batch < 1 or step_tokens < 1:
@@ -121,6 +123,7 @@ class HFPolicy:
             max_batch=max_batch,
             cache=cache,
             step_tokens=step_tokens,
+            prefix_cache=prefix_cache,
         )
         probe(model, self._engine, compare=check)
         self._wake = threading.Condition()

@@ -43,6 +43,8 @@ class HFStats:
     cancelled: int = 0
     failed: int = 0
     steps: int = 0
+    tokens_computed: int = 0
+    """Tokens that went through the model, all in all."""
     tokens_prefilled: int = 0
     """Prompt tokens that went through the model."""
     tokens_reused: int = 0
@@ -104,6 +106,7 @@ class Engine:
         max_batch: int,
         cache: SlotCache,
         step_tokens: int,
+        prefix_cache: bool = True,
     ) -> None:
         self.view = view
         self.device = device
@@ -113,6 +116,7 @@ class Engine:
         self.max_batch = max_batch
         self.cache = cache
         self.step_tokens = step_tokens
+        self.prefix_cache = prefix_cache
         self.score_tokens = max(16, _SCORE_ELEMENTS // vocab_size)
         self.version = 0
         self.stats = HFStats()
@@ -182,11 +186,12 @@ class Engine:
 
     def _start(self, request: Request, later: list[Request | Barrier]) -> bool:
         """Give the request a row. False if none is free, so that looking on is of no use."""
+        scoring = request.params is None
         room = request.params.max_tokens if request.params else 0
         need = min(request.n_prompt + room, self.max_context)
-        limit = request.n_prompt - 1 if request.params else 0
+        limit = request.n_prompt - 1 if self.prefix_cache else 0
         try:
-            found = self.cache.place(request.ids_np, need=need, limit=limit)
+            found = self.cache.place(request.ids_np, need=need, limit=limit, scoring=scoring)
         except EngineError as error:
             self.stats.failed += 1
             request.done(error)
@@ -195,6 +200,8 @@ class Engine:
             later.append(request)
             return found == "wait"
         request.slot, reused = found
+        if scoring:
+            request.logprobs = self.cache.scores(request.slot)
         request.version = self.version
         self.active.append(request)
         self.stats.requests += 1
@@ -221,6 +228,7 @@ class Engine:
         for request, n in chunks:
             self.cache.computed[request.slot] += n
             self.stats.tokens_prefilled += n
+        self.stats.tokens_computed += len(tokens)
         self._finish_step(decoding, chunks, logits_OV)
 
     def _choose(self) -> tuple[list[Request], list[tuple[Request, int]]]:
@@ -339,6 +347,7 @@ class Engine:
         if targets:
             targets_N = torch.tensor(targets, device=self.device)
             request.logprobs += logprobs_of(logits_NV[: len(targets)], targets_N).tolist()
+            self.cache.keep_scores(request.slot, request.logprobs)
         self.stats.tokens_scored += n
         if end == len(request.ids):
             self._leave(request, list(request.logprobs))

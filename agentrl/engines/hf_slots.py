@@ -44,7 +44,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.busy = np.zeros(max_slots, dtype=bool)
         self.used_at = np.zeros(max_slots, dtype=np.int64)
         self.reserved = np.zeros(max_slots, dtype=np.int64)
+        self.scoring = np.zeros(max_slots, dtype=bool)
+        self.scored = np.zeros(max_slots, dtype=np.int64)
         self.ids_SC = np.full((max_slots, 64), -1, dtype=np.int64)
+        self.logprobs_SC = np.zeros((max_slots, 64))
         self._clock = 0
         self._decode_slots = torch.empty(0, dtype=torch.long)
         self._decode_positions = torch.empty(0, dtype=torch.long)
@@ -100,7 +103,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._keys.clear()
         self._values.clear()
         self._slots = self._capacity = 0
-        self.known[:] = self.computed[:] = 0
+        self.known[:] = self.computed[:] = self.scored[:] = 0
         self.busy[:] = False
         self.reserved[:] = 0
 
@@ -139,11 +142,12 @@ class SlotCache(Cache):  # type: ignore[misc]
     # --- finding a row for a request ------------------------------------------------------------
 
     def place(
-        self, ids_T: np.ndarray, *, need: int, limit: int
+        self, ids_T: np.ndarray, *, need: int, limit: int, scoring: bool = False
     ) -> tuple[int, int] | Literal["wait", "full"]:
         """Take a row for a sequence; returns (slot, how many of its tokens need no computing).
 
         `need` is the most positions the sequence may grow to, `limit` the most tokens to reuse.
+        With `scoring`, the log-probabilities of the reused tokens' successors are known as well.
         "wait": another row is computing a long common prefix just now. "full": no row is free.
         Raises EngineError if the sequence cannot fit into memory even alone.
         """
@@ -151,6 +155,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         shared = self._common_prefix(ids_T)
         potential = np.minimum(shared, limit)
         ready = np.minimum(potential, self.computed)
+        if scoring:  # of the last shared token the successor differs
+            to_come = np.where(self.scoring & self.busy, self.known, self.scored)
+            potential = np.minimum(np.maximum(shared - 1, 0), np.minimum(to_come, limit))
+            ready = np.minimum(potential, np.minimum(self.computed, self.scored))
         best = int(ready.argmax())
         if int(potential.max()) >= int(ready[best]) + MIN_SHARE:
             return "wait"
@@ -165,6 +173,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.busy[target] = True
         self.reserved[target] = need
         self.computed[target] = reuse
+        self.scored[target] = min(int(self.scored[target]), reuse)
+        self.scoring[target] = scoring
         self._set_ids(target, ids_T)
         return target, reuse
 
@@ -175,6 +185,16 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._widen(n + 1)
         self.ids_SC[slot, n] = token
         self.known[slot] = n + 1
+
+    def keep_scores(self, slot: int, logprobs: Sequence[float]) -> None:
+        """Record all log-probabilities of a row so far: of its tokens 1, 2, ..."""
+        self.logprobs_SC[slot, : len(logprobs)] = logprobs
+        self.scored[slot] = len(logprobs)
+
+    def scores(self, slot: int) -> list[float]:
+        """The log-probabilities that are known of a row's first tokens, but for token 0."""
+        known: list[float] = self.logprobs_SC[slot, : self.scored[slot]].tolist()
+        return known
 
     def release(self, slot: int) -> None:
         """The request is done; its row stays for whoever continues it."""
@@ -229,6 +249,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         for table in (self._keys, self._values):
             for whole in table.values():
                 whole[target, :, :n] = whole[source, :, :n]
+        self.scored[target] = self.scored[source]
+        self.logprobs_SC[target, :n] = self.logprobs_SC[source, :n]
         self.tokens_copied += n
 
     def _set_ids(self, slot: int, ids_T: np.ndarray) -> None:
@@ -239,5 +261,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _widen(self, n: int) -> None:
         wider = np.full((self.max_slots, max(n, 2 * self.ids_SC.shape[1])), -1, dtype=np.int64)
-        wider[:, : self.ids_SC.shape[1]] = self.ids_SC
-        self.ids_SC = wider
+        scores = np.zeros(wider.shape)
+        for new, old in ((wider, self.ids_SC), (scores, self.logprobs_SC)):
+            new[:, : old.shape[1]] = old
+        self.ids_SC, self.logprobs_SC = wider, scores

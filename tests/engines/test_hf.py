@@ -231,6 +231,35 @@ def test_a_group_computes_its_prompt_once() -> None:
         assert close(completion.logprobs, plain)
 
 
+def test_options_behind_one_prompt_compute_it_once() -> None:
+    ids, policy = prompt(7, 100), make(max_batch=16)
+    options = [[*ids, *prompt(i, 3)] for i in range(4)]
+
+    async def work(p: HFPolicy) -> Any:
+        together = await asyncio.gather(*map(p.score, options))
+        return together, await p.score(options[2]), await p.score(ids[:50]), p.stats
+
+    together, again, part, stats = run(policy, work)
+    for ids_T, scored in zip(options, together, strict=True):
+        assert close(scored, plain_logprobs(policy.model, ids_T, 1))
+    assert again == together[2]
+    assert part == together[0][:49]
+    assert stats.tokens_scored == stats.tokens_computed == 103 + 3 * (1 + 3) + 1 + 1
+
+
+def test_without_its_cache_every_prompt_is_computed_whole() -> None:
+    ids, policy = prompt(7, 100), make(prefix_cache=False)
+    params = SamplingParams(max_tokens=4, temperature=0)
+
+    async def work(p: HFPolicy) -> Any:
+        return [await p.sample(ids, params) for _ in range(3)], p.stats
+
+    sampled, stats = run(policy, work)
+    assert len({c.token_ids for c in sampled}) == 1
+    assert stats.tokens_reused == 0
+    assert stats.tokens_computed == 3 * (100 + len(sampled[0].token_ids) - 1)
+
+
 def test_branches_share_with_busy_and_idle_rows() -> None:
     """Random trees of requests over few rows: always the same as a plain forward."""
     policy = make(max_batch=5, step_tokens=40)
@@ -245,6 +274,9 @@ def test_branches_share_with_busy_and_idle_rows() -> None:
             ids, SamplingParams(max_tokens=chooser.randrange(1, 30), seed=i)
         )
         pool.append([*ids, *completion.token_ids])
+        if i % 3 == 0:
+            asked = [*chooser.choice(pool)[: chooser.randrange(20, 60)], *prompt(2000 + i, 2)]
+            assert close(await p.score(asked), plain_logprobs(policy.model, asked, 1))
         return ids, completion
 
     async def work(p: HFPolicy) -> Any:
@@ -252,7 +284,7 @@ def test_branches_share_with_busy_and_idle_rows() -> None:
 
     results, stats = run(policy, work)
     assert stats.tokens_reused > 500
-    assert stats.finished == 60
+    assert stats.finished == 60 + 20
     for ids, completion in results:
         plain = plain_logprobs(policy.model, [*ids, *completion.token_ids], len(ids))
         assert close(completion.logprobs, plain)
