@@ -31,12 +31,12 @@ def turns_of(attempt: Attempt) -> list[Turn] | None:
     if rows is None:
         if attempt.reward is None:
             return None
-        return [Turn(_plain(attempt.answer), attempt.reward >= 1.0, attempt.truncated)]
+        return [Turn(plain(attempt.answer), attempt.reward >= 1.0, attempt.truncated)]
     try:
         if not rows or any(r["reward"] is None for r in rows):
             return None
         return [
-            Turn(_plain(r["answer"]), r["reward"] >= 1.0, bool(r["truncated"]), r.get("text"))
+            Turn(plain(r["answer"]), r["reward"] >= 1.0, bool(r["truncated"]), r.get("text"))
             for r in rows
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -46,7 +46,7 @@ def turns_of(attempt: Attempt) -> list[Turn] | None:
         ) from error
 
 
-def _plain(answer: str) -> str:
+def plain(answer: str) -> str:
     """Answers vote by their text, but for white space; 1,000 and 1000.0 are one number."""
     text = " ".join(answer.split())
     number = _NUMBER.fullmatch(text)

@@ -10,6 +10,7 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.hint_infer import hint_infer
 from agentrl.rollouts.leti import leti
+from agentrl.rollouts.magicore import magicore
 from agentrl.rollouts.refine import refine
 from agentrl.rollouts.replay import replay
 from agentrl.rollouts.rise import rise, rise_collect
@@ -37,6 +38,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "best_first": best_first,
     "beam": beam,
     "best_of_n": best_of_n,
+    "magicore": magicore,
 }
 
 COUNTS = frozenset(
@@ -68,6 +70,7 @@ __all__ = [
     "hint_infer",
     "itool",
     "leti",
+    "magicore",
     "make",
     "mcts",
     "rain",

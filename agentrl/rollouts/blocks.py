@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agentrl.interfaces import Episode
+from agentrl.interfaces import Episode, OpenEnv
 from agentrl.tree import Cursor, Sampled
 from agentrl.types import Attempt, Message, Step, StopReason, ToolCall
 
@@ -225,19 +225,36 @@ async def grade(
     """
     answer = answer_text(cursor, episode)
     step = await episode.step(Message("assistant", answer))
-    reason: StopReason = "final_answer"
-    if event == "limit":
-        full = len(cursor.ids) >= cursor.policy.max_context
-        reason = "context_full" if full else "max_tokens"
-    told = {k: step.info[k] for k in ("feedback", "status") if step.info.get(k)}
     return cursor.finish(
-        reason,
+        stop_reason(cursor, truncated=event == "limit"),
         reward=step.reward,
         answer=str(step.info.get("answer", answer)),
         calls=turn.calls,
         statuses=list(turn.statuses),
         hallucinated_output=invented_output(cursor),
         sampled_tokens=cursor.sampled_tokens,
-        **told,
+        **told(step),
         **metrics,
     )
+
+
+async def graded(cursor: Cursor, open_env: OpenEnv) -> tuple[str, Step]:
+    """The turn's answer, and what an episode of its own says of it."""
+    episode = await open_env()
+    await episode.reset()
+    answer = answer_text(cursor, episode)
+    step = await episode.step(Message("assistant", answer))
+    await episode.close()
+    return answer, step
+
+
+def stop_reason(cursor: Cursor, *, truncated: bool) -> StopReason:
+    """Why an answer ended; a `truncated` one by the context's limit or that of its tokens."""
+    if not truncated:
+        return "final_answer"
+    return "context_full" if len(cursor.ids) >= cursor.policy.max_context else "max_tokens"
+
+
+def told(step: Step) -> dict[str, Any]:
+    """What the environment says of an answer beside its reward, as an attempt's metrics have it."""
+    return {k: step.info[k] for k in ("feedback", "status") if step.info.get(k)}

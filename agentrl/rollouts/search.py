@@ -16,14 +16,14 @@ from pathlib import Path
 
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import OpenEnv, Rollout
-from agentrl.rollouts.blocks import answer_text, invented_output
+from agentrl.rollouts.blocks import graded, invented_output, stop_reason, told
 from agentrl.search import strategies
 from agentrl.search.core import Budget, Judge, Search
-from agentrl.search.evaluators import JUDGES
+from agentrl.search.evaluators import judge_of
 from agentrl.search.table import State
 from agentrl.search.units import UNITS, Units
 from agentrl.tree import Cursor
-from agentrl.types import Message, Step, StopReason
+from agentrl.types import Step
 
 Run = Callable[[Search], Awaitable[State]]
 
@@ -47,7 +47,7 @@ def searching(
     iterations run together. A search that is stopped goes on from `folder`. Raises ConfigError for
     an unknown judge, or a search that could tell nothing apart.
     """
-    judging = _judge(judge, reference)
+    judging = judge_of(judge, reference)
     if judging is None and not outcome:
         raise ConfigError(f"{name}: give a judge, or outcome=True; nothing tells paths apart")
     _at_least_one(name, at_once=at_once)
@@ -61,7 +61,7 @@ def searching(
         steps: dict[int, tuple[str, Step]] = {}
 
         async def grade(at: Cursor) -> float | None:
-            steps[at.node] = await _graded(at, open_env)
+            steps[at.node] = await graded(at, open_env)
             return steps[at.node][1].reward
 
         grading = grade if outcome else None
@@ -78,24 +78,6 @@ def searching(
     return rollout
 
 
-def _judge(judge: str | Judge | None, reference: bool) -> Judge | None:
-    if not isinstance(judge, str):
-        return judge
-    if judge not in JUDGES:
-        raise unknown("judge", judge, JUDGES)
-    return JUDGES[judge](reference)
-
-
-async def _graded(cursor: Cursor, open_env: OpenEnv) -> tuple[str, Step]:
-    """What an episode of its own says of the path's answer."""
-    episode = await open_env()
-    await episode.reset()
-    answer = answer_text(cursor, episode)
-    step = await episode.step(Message("assistant", answer))
-    await episode.close()
-    return answer, step
-
-
 async def _record(
     search: Search,
     state: State,
@@ -106,15 +88,10 @@ async def _record(
     """The path to `state` as an attempt."""
     cursor = search.at(state)
     if state.node not in steps:  # chosen without a grade, or graded before the search was stopped
-        steps[state.node] = await _graded(cursor, open_env)
+        steps[state.node] = await graded(cursor, open_env)
     answer, step = steps[state.node]
-    reason: StopReason = "final_answer"
-    if state.truncated:
-        full = len(cursor.ids) >= cursor.policy.max_context
-        reason = "context_full" if full else "max_tokens"
-    told = {k: step.info[k] for k in ("feedback", "status") if step.info.get(k)}
     cursor.finish(
-        reason,
+        stop_reason(cursor, truncated=state.truncated),
         reward=step.reward,
         answer=str(step.info.get("answer", answer)),
         calls=0,
@@ -122,7 +99,7 @@ async def _record(
         sampled_tokens=search.table.tokens,
         visits=state.visits,
         saw_reference=saw,
-        **told,
+        **told(step),
     )
 
 

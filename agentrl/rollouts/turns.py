@@ -16,10 +16,10 @@ from typing import Any
 
 from agentrl.errors import ConfigError
 from agentrl.interfaces import Episode, OpenEnv, Policy
-from agentrl.rollouts.blocks import BlockTurn, answer_text, invented_output
+from agentrl.rollouts.blocks import BlockTurn, answer_text, invented_output, stop_reason
 from agentrl.rollouts.teacher import taught
 from agentrl.tree import Cursor
-from agentrl.types import Attempt, Message, StopReason, TurnReward
+from agentrl.types import Attempt, Message, TurnReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Turns:
             raise ConfigError("Turns: there is no answer to record")
         last = self.answers[-1]
         return self.cursor.finish(
-            self._stop_reason(last),
+            stop_reason(self.cursor, truncated=last.truncated),
             reward=last.reward,
             answer=last.answer,
             rewards=[
@@ -187,9 +187,3 @@ class Turns:
             sampled_tokens=self.cursor.sampled_tokens,
             **metrics,
         )
-
-    def _stop_reason(self, last: Answer) -> StopReason:
-        if not last.truncated:
-            return "final_answer"
-        full = len(self.cursor.ids) >= self.cursor.policy.max_context
-        return "context_full" if full else "max_tokens"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agentrl.chat import Chat
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Policy
 from agentrl.search.core import Judge, Place
 from agentrl.search.rules import grade_value, vote_value
@@ -71,11 +71,17 @@ def reference_of(task: Task) -> str:
     return str(answer)
 
 
+def filled(template: str, **parts: str) -> str:
+    """`template` with each `{name}` of `parts` replaced, once; other braces stay as they are."""
+    names = "|".join(parts)
+    return re.sub(rf"\{{({names})\}}", lambda m: parts[m[1]], template)
+
+
 def _asked(template: str, place: Place, shown: bool, **options: str) -> list[int]:
     task, chat = place.cursor.tree.task, place.cursor.chat
     gold = f"Reference answer: {reference_of(task)}\n\n" if shown else ""
     parts = {"task": question(task), "text": place.text, "reference": gold, **options}
-    text = re.sub(r"\{(task|text|reference|a|b)\}", lambda m: parts[m[1]], template)
+    text = filled(template, **parts)
     return [*chat.prompt([Message("user", text)]), *chat.encode(LEAD)]
 
 
@@ -196,3 +202,12 @@ JUDGES: dict[str, Callable[[bool], Judge | None]] = {
     "grades": lambda reference: GradeEvaluation(),
 }
 """Judges by name, given whether they may see the reference."""
+
+
+def judge_of(judge: str | Judge | None, reference: bool = False) -> Judge | None:
+    """The judge of that name, or the judge given. Raises ConfigError for an unknown name."""
+    if not isinstance(judge, str):
+        return judge
+    if judge not in JUDGES:
+        raise unknown("judge", judge, JUDGES)
+    return JUDGES[judge](reference)
