@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def example(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -177,3 +178,26 @@ def test_solver_reviewer_and_refiner_learn_where_they_are_to(trained, learnt):
     rows = credited(tree, attempt, [1.0] * len(episode_of(tree, attempt).turns))
     said = [[i for i, w in zip(r.token_ids, r.weights, strict=True) if w] for r in rows]
     assert sorted(map(TOKENIZER.decode, said)) == sorted(f"{text}<|im_end|>" for text in learnt)
+
+
+@pytest.mark.parametrize(
+    ("said", "replies"), [(["42"] * 4, 4), (["40", "41", "39", "38"], 12)], ids=["easy", "hard"]
+)
+def test_magicore_as_a_graph_refines_what_is_hard(said, replies):
+    from tests.fakes import FakeEnv, task
+
+    calls = iter(said)
+
+    def say(text: str) -> str:
+        if "Write the solution anew" in text:
+            return "Step 1: 6*7 = 42"
+        return "too low" if "Do not write a new solution" in text else next(calls)
+
+    async def score(problem: str, text: str):
+        return (0.9, (0.8,)) if "42" in text else (0.2, (0.1,))
+
+    rollout = example("magicore_graph").rollout(score, ["refiner"])
+    env, policy = FakeEnv([task(answer="42")]), ScriptedPolicy(say)
+    (tree,) = asyncio.run(collect(env, rollout, policy, n=1, progress=False))
+    (attempt,) = tree.attempts
+    assert (attempt.reward, attempt.metrics["replies"]) == (1.0, replies)

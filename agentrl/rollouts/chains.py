@@ -178,6 +178,11 @@ def refinement_of(question: str, chain: Chain, feedback: str, *, template: str =
     return filled(template, question=question, solution=annotated(chain), feedback=feedback.strip())
 
 
+def kept(chains: Sequence[Chain], k: int) -> list[int]:
+    """The indices of the `k` chains with the highest scores, the best first."""
+    return sorted(range(len(chains)), key=lambda i: -chains[i].score)[:k]
+
+
 def chosen(chains: Sequence[Chain]) -> int:
     """The index of the chain that gives the answer of the weighted vote, of those the one with the
     highest score; where none can be read, the one with the highest score."""

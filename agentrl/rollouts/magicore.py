@@ -30,6 +30,7 @@ from agentrl.rollouts.chains import (
     Standard,
     chosen,
     difficulty,
+    kept,
     majority,
     refinement_of,
     review_of,
@@ -99,7 +100,8 @@ def magicore(
         found = [difficulty([s.chain for s in current], first, frozen)]
         while found[-1].hard and len(found) <= rounds:
             current = await team.mend(current, len(found))
-            pool = sorted([*pool, *current], key=lambda s: -s.chain.score)[:candidates]
+            pool = [*pool, *current]
+            pool = [pool[i] for i in kept([s.chain for s in pool], candidates)]
             found.append(difficulty([s.chain for s in current], first, frozen))
         team.record(pool[chosen([s.chain for s in pool])], found)
 
