@@ -23,7 +23,7 @@ from agentrl.search.evaluators import judge_of
 from agentrl.search.table import State
 from agentrl.search.units import UNITS, Units
 from agentrl.tree import Cursor
-from agentrl.types import Step
+from agentrl.types import Message, Step
 
 Run = Callable[[Search], Awaitable[State]]
 
@@ -40,9 +40,11 @@ def searching(
     max_iterations: int | None = None,
     at_once: int = 1,
     folder: str | Path | None = None,
+    native: bool = False,
 ) -> Rollout:
     """The rollout that searches a turn with `run`.
 
+    `native` turns may call tools: these stand in the prompt, and calls are read, but not run here.
     The budget is `max_tokens` sampled, `seconds` and `max_iterations` of one search. `at_once`
     iterations run together. A search that is stopped goes on from `folder`. Raises ConfigError for
     an unknown judge, or a search that could tell nothing apart.
@@ -57,20 +59,22 @@ def searching(
 
     async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
         episode = await open_env()
-        cursor.begin(await episode.reset())
+        cursor.begin(await episode.reset(), episode.tools if native else ())
         steps: dict[int, tuple[str, Step]] = {}
 
         async def grade(at: Cursor) -> float | None:
-            steps[at.node] = await graded(at, open_env)
+            steps[at.node] = await (_called if native else graded)(at, open_env)
             return steps[at.node][1].reward
 
         grading = grade if outcome else None
         search = Search(cursor, judging, grading, budget, at_once, where)
         chosen = await run(search)
         search.table.chosen = chosen.id
-        for state in [s for s in search.table.states if s.outcome is not None and s is not chosen]:
-            await _record(search, state, open_env, steps, saw)
-        await _record(search, chosen, open_env, steps, saw)
+        graded_too = [s for s in search.table.states if s.outcome is not None and s is not chosen]
+        for state in [*graded_too, chosen]:
+            if state.node not in steps:  # chosen without a grade, or graded before a stop
+                await grade(search.at(state))
+            _record(search, state, *steps[state.node], native, saw)
         search.done()
 
     rollout.__name__ = name
@@ -78,23 +82,32 @@ def searching(
     return rollout
 
 
-async def _record(
-    search: Search,
-    state: State,
-    open_env: OpenEnv,
-    steps: dict[int, tuple[str, Step]],
-    saw: bool,
-) -> None:
+async def _called(cursor: Cursor, open_env: OpenEnv) -> tuple[str, Step]:
+    """The path's turn, its calls read, and what an episode of its own says of it."""
+    episode = await open_env()
+    await episode.reset()
+    message = _message(cursor)
+    step = await episode.step(message)
+    await episode.close()
+    return message.content, step
+
+
+def _message(cursor: Cursor) -> Message:
+    """The path's turn as a message; a call in a turn that was cut off is none."""
+    message = cursor.message()
+    if cursor.chat.without_end(cursor.ids[-1:]):
+        return Message("assistant", message.content)
+    return message
+
+
+def _record(search: Search, state: State, answer: str, step: Step, native: bool, saw: bool) -> None:
     """The path to `state` as an attempt."""
     cursor = search.at(state)
-    if state.node not in steps:  # chosen without a grade, or graded before the search was stopped
-        steps[state.node] = await graded(cursor, open_env)
-    answer, step = steps[state.node]
     cursor.finish(
         stop_reason(cursor, truncated=state.truncated),
         reward=step.reward,
         answer=str(step.info.get("answer", answer)),
-        calls=0,
+        calls=len(_message(cursor).tool_calls) if native else 0,
         hallucinated_output=invented_output(cursor),
         sampled_tokens=search.table.tokens,
         visits=state.visits,
@@ -170,8 +183,9 @@ def itool(
     at_once: int = 1,
     folder: str | None = None,
 ) -> Rollout:
-    """iTool's search over fragments of calls (arXiv 2501.09766), for collecting: it is graded
-    with the reference in view."""
+    """iTool's search over fragments of native calls (arXiv 2501.09766), for collecting: it is
+    graded with the reference in view, by the policy (`judge="grades"`) or by comparing the calls
+    (`judge="calls"`)."""
     _at_least_one("itool", iterations=iterations, width=width, group=group, depth=depth)
 
     async def run(search: Search) -> State:
@@ -179,7 +193,9 @@ def itool(
             search, iterations=iterations, width=width, group=group, depth=depth
         )
 
-    return searching("itool", run, judge=judge, outcome=outcome, at_once=at_once, folder=folder)
+    return searching(
+        "itool", run, judge=judge, outcome=outcome, at_once=at_once, folder=folder, native=True
+    )
 
 
 def rain(

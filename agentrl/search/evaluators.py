@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from agentrl.chat import Chat
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Policy
+from agentrl.search import calls
 from agentrl.search.core import Judge, Place
 from agentrl.search.rules import grade_value, vote_value
 from agentrl.types import Message, Task
@@ -62,11 +63,13 @@ def question(task: Task) -> str:
 
 
 def reference_of(task: Task) -> str:
-    """The task's reference answer. Raises ConfigError where it has none."""
-    answer = task.data.get("answer")
+    """The task's reference: `data["reference"]`, a whole turn as the policy should write it, else
+    `data["answer"]`. Raises ConfigError where it has neither."""
+    answer = task.data.get("reference", task.data.get("answer"))
     if answer is None:
         raise ConfigError(
-            f"task {task.id!r} has no reference answer in data['answer']; judge without reference"
+            f"task {task.id!r} has no reference answer in data['answer'] or data['reference']; "
+            "judge without reference"
         )
     return str(answer)
 
@@ -139,6 +142,21 @@ class GradeEvaluation:
         return grade_value(*await option_masses(cursor.policy, cursor.chat, ids, "ABCD"))
 
 
+@dataclass(slots=True)
+class CallEvaluation:
+    """iTool's grades by comparing the calls so far with the reference's (`agentrl.search.calls`):
+    1/4 for A, 1/40 for B, -1/4 for C, -1/2 for D. It sees the reference: for collecting only."""
+
+    reference: bool = True
+
+    async def __call__(self, place: Place) -> float | None:
+        """See `agentrl.search.core.Judge`."""
+        wanted = reference_of(place.cursor.tree.task)
+        finished = place.state.terminal and not place.state.truncated
+        given = calls.grade(place.text, wanted, finished=finished)
+        return grade_value(*(float(given == letter) for letter in "ABCD"))
+
+
 class RewardModel(Protocol):
     """Scores token ids: a sequence classifier, an endpoint, a learnt value head."""
 
@@ -200,6 +218,7 @@ JUDGES: dict[str, Callable[[bool], Judge | None]] = {
         HARM, "harmless", "harmful", votes=True, reference=reference
     ),
     "grades": lambda reference: GradeEvaluation(),
+    "calls": lambda reference: CallEvaluation(),
 }
 """Judges by name, given whether they may see the reference."""
 

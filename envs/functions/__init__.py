@@ -18,6 +18,7 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Sandbox
 from agentrl.types import Message, Task, ToolCall, ToolSpec
 from envs.functions import bfcl, generated, rewards
+from envs.functions.demonstrations import NO_TOOL
 from envs.functions.episode import FunctionEpisode, Reward
 from envs.functions.generated import SHELVES, Draft
 from envs.functions.schema import Notation, instruction, written
@@ -185,6 +186,9 @@ class Functions:
             "calls": [[{"name": c.name, "arguments": dict(c.arguments)} for c in s] for s in calls],
             "result": draft.result if turn is None else None,
         }
+        if self.mode == "call":
+            said = [ToolCall(c.name, c.arguments) for c in calls[0]]
+            data["reference"] = written(said, self.notation) or NO_TOOL
         prompt = (Message("user", draft.question), *self._before(draft, turn or 0))
         return self._told(Task(name, prompt, self.name, draft.kind, self.split, data))
 
