@@ -18,7 +18,9 @@ LAYERS = [
     {"agentrl.record", "agentrl.toolcalls", "agentrl.callsyntax"},
     {"agentrl.chat", "sandboxes", "envs"},
     {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
-    {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate", "agentrl.search"},
+    {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},
+    {"agentrl.rewards"},
+    {"agentrl.search"},
     {
         "agentrl.losses",
         "agentrl.credit",
@@ -41,6 +43,7 @@ TORCH = {"agentrl.batch", "agentrl.losses", "agentrl.train", "agentrl.engines"} 
     "agentrl.trie",
     "agentrl.ranks",
     "agentrl.checkpoint",
+    "agentrl.rewards.classifier",
 }
 
 

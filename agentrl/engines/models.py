@@ -55,11 +55,54 @@ def load_model(
     kind = _dtype(dtype, place, name)
     source = smollm2_folder() if name == SMOLLM2 else _source(name)
     quantised = {} if bits is None else _in_4_bits(kind, place)
+    _refuse_classifier(name, source)
     with _explained(name, "model"), _no_bars():
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=kind, local_files_only=_only_local(source), **quantised
         )
     return model.eval() if quantised else model.to(place).eval()
+
+
+def load_classifier(name: str, dtype: DType = "auto", device: str = "auto") -> Any:
+    """The sequence or token classifier called `name` (a reward model), in evaluation mode.
+
+    `name` is a folder or a hub id; the rest as for `load_model`. Raises ConfigError if it cannot be
+    found or loaded, or is no classifier: its head would be made of random numbers.
+    """
+    place, source = _device(device), _source(name)
+    kinds = _architectures(name, source, "reward model")
+    tokens = any(kind.endswith("ForTokenClassification") for kind in kinds)
+    if not tokens and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ConfigError(
+            f"{name!r} is no reward model but {', '.join(kinds) or 'of unknown architecture'}: "
+            "train one with agentrl train reward, or name a sequence or token classifier"
+        )
+    auto: Any = transformers.AutoModelForSequenceClassification
+    if tokens:
+        auto = transformers.AutoModelForTokenClassification
+    with _explained(name, "reward model"), _no_bars():
+        model = auto.from_pretrained(
+            source, dtype=_dtype(dtype, place, name), local_files_only=_only_local(source)
+        )
+    return model.to(place).eval()
+
+
+def _architectures(name: str, source: str, what: str) -> list[str]:
+    with _explained(name, what):
+        config = transformers.AutoConfig.from_pretrained(
+            source, local_files_only=_only_local(source)
+        )
+    return list(config.architectures or [])
+
+
+def _refuse_classifier(name: str, source: str | Path) -> None:
+    """Raise ConfigError for a classifier, which transformers would give a random language head."""
+    kinds = _architectures(name, str(source), "model")
+    if kinds and all(kind.endswith("Classification") for kind in kinds):
+        raise ConfigError(
+            f"{name!r} is a reward model ({', '.join(kinds)}), which says nothing: it has no "
+            "language head. Give it as reward=..., and the language model it was made of here"
+        )
 
 
 def _in_4_bits(kind: Any, place: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from agentrl.errors import DataError, unknown
 from agentrl.evaluate import masses, sigmoid, vote
-from agentrl.search.evaluators import filled
+from agentrl.rewards.options import filled
 
 Combine = Literal["product", "min", "mean"]
 Standard = tuple[float, float]

@@ -5,8 +5,8 @@ the search chose. `agentrl.select.pairs` makes preferences of the tree.
 
 With `outcome` finished paths are graded as they are found, and the search is guided by that: like a
 judge that sees the reference this is for collecting. `metrics["saw_reference"]` says so, and
-evaluation refuses such attempts. `judge` is a name of `agentrl.search.evaluators.JUDGES` or a
-judge.
+evaluation refuses such attempts. `judge` is a judge, a name of `agentrl.search.evaluators.JUDGES`,
+or `reward:NAME`, a reward model (`agentrl.rewards.load_reward`).
 """
 
 from __future__ import annotations

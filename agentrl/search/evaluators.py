@@ -6,16 +6,15 @@ say so, and evaluation refuses them (`agentrl.evaluate.summarize`).
 
 from __future__ import annotations
 
-import asyncio
 import math
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from agentrl.chat import Chat
 from agentrl.errors import ConfigError, unknown
+from agentrl.evaluate import sigmoid
 from agentrl.interfaces import Policy
+from agentrl.rewards import RewardModel, check_tokenizer, load_reward
+from agentrl.rewards.options import filled, option_masses
 from agentrl.search import calls
 from agentrl.search.core import Judge, Place
 from agentrl.search.rules import grade_value, vote_value
@@ -40,23 +39,6 @@ LEAD = "The answer is ("
 """What an option is read after: the bracket is there, so its letter is the next token."""
 
 
-async def option_masses(
-    policy: Policy, chat: Chat, ids: Sequence[int], options: Sequence[str]
-) -> list[float]:
-    """The probability of each option right after `ids`.
-
-    An option counts as its whole tokens, so a token that merely has its letter in it does not
-    (iTool's released code takes a lone bracket for an A).
-    """
-
-    async def mass(option: str) -> float:
-        spelling = chat.encode(option)
-        found = await policy.score([*ids, *spelling])
-        return math.exp(math.fsum(found[-len(spelling) :]))
-
-    return list(await asyncio.gather(*map(mass, options)))
-
-
 def question(task: Task) -> str:
     """The task as the last user message puts it."""
     return next((m.content for m in reversed(task.prompt) if m.role == "user"), "")
@@ -72,12 +54,6 @@ def reference_of(task: Task) -> str:
             "judge without reference"
         )
     return str(answer)
-
-
-def filled(template: str, **parts: str) -> str:
-    """`template` with each `{name}` of `parts` replaced, once; other braces stay as they are."""
-    names = "|".join(parts)
-    return re.sub(rf"\{{({names})\}}", lambda m: parts[m[1]], template)
 
 
 def _asked(template: str, place: Place, shown: bool, **options: str) -> list[int]:
@@ -157,15 +133,12 @@ class CallEvaluation:
         return grade_value(*(float(given == letter) for letter in "ABCD"))
 
 
-class RewardModel(Protocol):
-    """Scores token ids: a sequence classifier, an endpoint, a learnt value head."""
-
-    async def reward(self, token_ids: Sequence[int]) -> float: ...
-
-
 @dataclass(slots=True)
 class ByModel:
-    """A reward model's score of the path so far, squeezed into 0 to 1 unless `raw`."""
+    """A reward model's score of the path so far, squeezed into 0 to 1 unless `raw`.
+
+    Of a model of steps (a token classifier) it is the score of the last one.
+    """
 
     model: RewardModel
     raw: bool = False
@@ -173,9 +146,10 @@ class ByModel:
 
     async def __call__(self, place: Place) -> float | None:
         """See `agentrl.search.core.Judge`."""
-        ids = [*place.cursor.ids, *place.cursor.chat.encode(place.ahead)]
-        score = await self.model.reward(ids)
-        return score if self.raw else 1 / (1 + math.exp(-score))
+        chat = place.cursor.chat
+        check_tokenizer(self.model, chat.tokenizer)
+        score = await self.model.reward([*place.cursor.ids, *chat.encode(place.ahead)])
+        return score if self.raw else sigmoid(score)
 
 
 @dataclass(slots=True)
@@ -190,27 +164,6 @@ class ByValue:
         return await self.value(place.cursor.tree.task, place.text)
 
 
-class SequenceClassifier:
-    """A transformers model with one score a sequence (`num_labels=1`) as a `RewardModel`.
-
-    It must have the policy's tokenizer: it reads the same ids. Raises ConfigError for a model with
-    several labels.
-    """
-
-    def __init__(self, model: Any) -> None:
-        if getattr(model.config, "num_labels", 1) != 1:
-            raise ConfigError(f"a reward model has one label, not {model.config.num_labels}")
-        self.model = model.eval()
-
-    async def reward(self, token_ids: Sequence[int]) -> float:
-        """The model's score of the whole sequence."""
-        import torch
-
-        with torch.inference_mode():
-            ids_BT = torch.tensor([list(token_ids)], device=self.model.device)
-            return float(self.model(input_ids=ids_BT).logits[0, 0])
-
-
 JUDGES: dict[str, Callable[[bool], Judge | None]] = {
     "none": lambda reference: None,
     "self": lambda reference: SelfEvaluation(reference=reference),
@@ -222,11 +175,20 @@ JUDGES: dict[str, Callable[[bool], Judge | None]] = {
 }
 """Judges by name, given whether they may see the reference."""
 
+REWARD = "reward:"
+"""What stands before the name of a reward model that judges."""
+
 
 def judge_of(judge: str | Judge | None, reference: bool = False) -> Judge | None:
-    """The judge of that name, or the judge given. Raises ConfigError for an unknown name."""
+    """The judge of that name, or the judge given; `reward:NAME` is a reward model's
+    (`agentrl.rewards.load_reward`). Raises ConfigError for a name that means nothing."""
     if not isinstance(judge, str):
         return judge
+    if judge.startswith(REWARD):
+        model = load_reward(judge.removeprefix(REWARD))
+        if not hasattr(model, "reward"):
+            raise ConfigError(f"judge {judge!r} compares two answers; a search needs scores of one")
+        return ByModel(model)
     if judge not in JUDGES:
-        raise unknown("judge", judge, JUDGES)
+        raise unknown("judge", judge, [*JUDGES, f"{REWARD}NAME"])
     return JUDGES[judge](reference)

@@ -12,14 +12,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from agentrl.chat import Chat
 from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import ConfigError
+from agentrl.rewards.classifier import SequenceClassifier
+from agentrl.rewards.options import option_masses
 from agentrl.search import Place, Table
-from agentrl.search.evaluators import (
-    ByModel,
-    GradeEvaluation,
-    SelfEvaluation,
-    SequenceClassifier,
-    option_masses,
-)
+from agentrl.search.evaluators import ByModel, GradeEvaluation, SelfEvaluation
 from agentrl.tree import Cursor, Tree
 from agentrl.types import Message, SamplingParams, Task
 
@@ -69,7 +65,7 @@ def test_a_sequence_classifier_scores_the_path_and_the_look_ahead():
     assert raw == pytest.approx(expected)
     squeezed = asyncio.run(ByModel(SequenceClassifier(model))(at))
     assert squeezed == pytest.approx(1 / (1 + math.exp(-expected)))
-    with pytest.raises(ConfigError, match="one label, not 3"):
+    with pytest.raises(ConfigError, match="not 3"):
         SequenceClassifier(classifier(3))
 
 
