@@ -39,7 +39,7 @@ def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = T
     command.add_argument(
         "--policy",
         default="smollm2",
-        help="smollm2, a hub id, a path, vllm:M, vllm:M@URL, openai:M@URL, scripted:M:F",
+        help="smollm2, a hub id, a path, vllm:M, vllm:M@URL, openai:M@URL, eft:M, scripted:M:F",
     )
     command.add_argument("--rollout", default="tool_loop", help="see: agentrl list rollouts")
     command.add_argument("--split", default="test")

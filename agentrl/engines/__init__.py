@@ -23,7 +23,8 @@ def load_policy(name: str, **options: Any) -> Any:
     `vllm:MODEL` or `vllm:MODEL@URL` (vLLM, started here or at an address; options of
     `agentrl.engines.vllm.loading.vllm_policy`), `openai:MODEL@URL` (an endpoint; options of
     `endpoint_policy`), or
-    `scripted:MODULE:FUNCTION` (a function from the text so far to the next reply).
+    `scripted:MODULE:FUNCTION` (a function from the text so far to the next reply), or `eft:MODEL`
+    (emulated fine-tuning: transformers' options and those of `agentrl.engines.eft.load_eft`).
 
     Raises ConfigError for a name that means nothing, MissingExtraError where a package is absent.
     """
@@ -48,6 +49,19 @@ def load_policy(name: str, **options: Any) -> Any:
 
     return_large_blocks()
     placed = {k: options.pop(k) for k in ("dtype", "device") if k in options}
+    if kind == "eft":
+        from agentrl.engines.eft import load_eft
+
+        mixed = {k: options.pop(k) for k in ("tuned", "untuned", "beta", "top_p") if k in options}
+        if "tuned" not in mixed or "untuned" not in mixed:
+            raise ConfigError(
+                f"policy {name!r}: name the small model as it was tuned and as it was before, "
+                "policy.tuned=NAME policy.untuned=NAME"
+            )
+        _check_options(HFPolicy, options, name, *placed, *mixed)
+        model, tokenizer = load_eft(rest, **mixed, **placed)
+        name = f"{name}+{mixed['tuned']}-{mixed['untuned']}"
+        return HFPolicy(model, HFTokenizer(tokenizer), name=name, **options)
     _check_options(HFPolicy, options, name, *placed)
     tokenizer = HFTokenizer(load_tokenizer(name))
     return HFPolicy(load_model(name, **placed), tokenizer, name=name, **options)
