@@ -17,9 +17,11 @@ from itertools import accumulate
 from typing import Any
 
 from agentrl.errors import ConfigError, DataError
+from agentrl.evaluate import sigmoid
 from agentrl.evaluate.answers import plain
 from agentrl.interfaces import OpenEnv, Rollout
 from agentrl.record import Tree
+from agentrl.rewards import check_tokenizer
 from agentrl.rollouts.blocks import graded, invented_output, stop_reason, told
 from agentrl.rollouts.chains import (
     REFINE,
@@ -38,7 +40,7 @@ from agentrl.rollouts.chains import (
     steps_of,
 )
 from agentrl.search.core import Judge, Place, together
-from agentrl.search.evaluators import judge_of, question
+from agentrl.search.evaluators import ByModel, judge_of, question
 from agentrl.search.table import Table
 from agentrl.store import load
 from agentrl.tree import Cursor, derive_seed
@@ -134,17 +136,18 @@ def _frozen(measured: str | os.PathLike[str] | Sequence[float]) -> Standard:
 
 
 async def scores(
-    cursor: Cursor, text: str, outcome: Judge, process: Judge
+    cursor: Cursor, text: str, outcome: Judge, process: Judge, *, cut: bool = False
 ) -> tuple[float, tuple[float, ...]]:
     """What the judges say of the solution `text` as a whole, and of its beginnings step by step.
 
-    `cursor` stands at the problem, where an answer begins. Raises ConfigError for a judge that says
-    nothing, or no number from 0 to 1.
+    `cursor` stands at the problem, where an answer begins; one that was `cut` off has no end token.
+    A model of steps reads all of them at once. Raises ConfigError for a judge that says nothing, or
+    no number from 0 to 1.
     """
-    state = Table().add(cursor.node, None)
 
-    async def ask(judge: Judge, said: str) -> float:
-        value = await judge(Place(cursor.fork(), state, said))
+    async def ask(judge: Judge, said: str, end: bool = False) -> float:
+        own = _answered(cursor, said, end)
+        value = await judge(Place(own, Table().add(own.node, None)))
         if value is None or not 0 <= value <= 1:
             raise ConfigError(
                 f"magicore: a judge says {value!r} of a solution; it must be a number from 0 to 1, "
@@ -152,10 +155,31 @@ async def scores(
             )
         return value
 
-    ends = accumulate(map(len, steps_of(text)))
-    asked = [ask(outcome, text), *(ask(process, text[:end]) for end in ends)]
+    pieces = steps_of(text)
+    if pieces and isinstance(process, ByModel) and hasattr(process.model, "steps"):
+        whole = await ask(outcome, text, not cut)
+        return whole, await _steps(cursor, pieces, process.model)
+    ends = accumulate(map(len, pieces))
+    asked = [ask(outcome, text, not cut), *(ask(process, text[:end]) for end in ends)]
     found = await together(asked)
     return found[0], tuple(found[1:])
+
+
+def _answered(cursor: Cursor, text: str, end: bool) -> Cursor:
+    """A cursor at which `text` is the answer, in a tree of its own: the record stays as it is."""
+    chat, own, tree = cursor.chat, cursor.fork(), cursor.tree
+    own.tree = Tree(tree.task, list(tree.nodes), meta=tree.meta)
+    own.recall([*chat.encode(text), *(chat.encode(chat.end_text, trusted=True) if end else [])])
+    return own
+
+
+async def _steps(cursor: Cursor, pieces: Sequence[str], model: Any) -> tuple[float, ...]:
+    """What a `ProcessModel` says of each step, through a sigmoid."""
+    check_tokenizer(model, cursor.chat.tokenizer)
+    runs = [cursor.ids, *map(cursor.chat.encode, pieces)]
+    ends = list(accumulate(map(len, runs)))
+    found = await model.steps([i for run in runs for i in run], [end - 1 for end in ends[1:]])
+    return tuple(map(sigmoid, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +277,7 @@ class _Team:
 
     async def _judged(self, cursor: Cursor, cut: bool, round: int, number: int) -> _Solution:
         options, text = self.options, cursor.turn_text()
-        outcome, steps = await scores(self.problem, text, options.outcome, options.process)
+        outcome, steps = await scores(self.problem, text, options.outcome, options.process, cut=cut)
         said, step = await graded(cursor, self.open_env)
         answer = str(step.info.get("answer", said))
         chain = Chain(text, plain(answer), outcome, steps, options.combine)

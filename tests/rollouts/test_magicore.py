@@ -17,7 +17,7 @@ from agentrl.evaluate import masses, vote
 from agentrl.rollouts import chains, magicore, make
 from agentrl.rollouts.chains import Chain, Difficulty, confidence, difficulty, steps_of
 from agentrl.rollouts.magicore import first_scores
-from agentrl.search.evaluators import ByValue
+from agentrl.search.evaluators import ByModel, ByValue
 from agentrl.types import SamplingParams
 from tests.fakes import FakeEnv, run, task
 
@@ -274,3 +274,31 @@ def test_equal_candidates_are_refused():
     env, params = FakeEnv(), SamplingParams(temperature=0)
     with pytest.raises(ConfigError, match="temperature 0 are all the same"):
         asyncio.run(collect(env, magicore(), team(FOUR)[0], params=params, progress=False))
+
+
+class Reads:
+    """A model of outcomes and steps that keeps what it is shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    async def reward(self, ids):
+        self.seen.append(list(ids))
+        return 0.0
+
+    async def steps(self, ids, ends):
+        self.seen.append([list(ids[: end + 1]) for end in ends])
+        return [math.log(3.0) for _ in ends]
+
+
+def test_a_model_of_steps_reads_them_at_once():
+    model = Reads()
+    policy = ScriptedPolicy(["6*7\n42"])
+    judge = ByModel(model)
+    tree, _, _ = run(magicore(candidates=1, outcome=judge, process=judge, lead=""), policy)
+    metrics = tree.attempts[-1].metrics
+    assert (metrics["outcome"], metrics["steps"]) == (0.5, pytest.approx([0.75, 0.75]))
+    whole, beginnings = model.seen
+    assert whole == tree.ids(tree.attempts[-1].leaf), "with the end of the turn, as it was sampled"
+    shown = [policy.tokenizer.decode(ids).rsplit("assistant\n")[-1] for ids in beginnings]
+    assert shown == ["6*7\n", "6*7\n42"]
