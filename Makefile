@@ -36,11 +36,10 @@ demo: install    ## a real model teaches itself to use Python; ARGS="model=... n
 	@if [ -e runs/demo/summary.json ]; then mv runs/demo runs/demo-$$(date +%Y%m%d-%H%M%S); fi
 	$(RUN) agentrl run start $(ARGS) --out runs/demo --resume
 
-test: install    ## the tests
-	$(RUN) pytest $(ARGS)
+test: install    ## the tests, two files at a time, each with one thread
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
-check: install lint types  ## lint, types, layers, tests
-	$(RUN) pytest $(ARGS)
+check: lint types test  ## lint, types, tests
 
 lint: install
 	$(RUN) ruff check .

@@ -28,7 +28,7 @@ from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError, missing_extra, unknown
 from agentrl.record import Tree
 from agentrl.select import rows
-from agentrl.toolcalls import structured
+from agentrl.toolcalls import said_with_calls, structured
 from agentrl.types import Attempt, Message, Pair, Sample, ToolCall, ToolSpec
 
 Record = Sample | Pair | Tree
@@ -240,11 +240,8 @@ def message_of(data: Mapping[str, Any]) -> Message:
         given = function["arguments"]
         given = json.loads(given) if isinstance(given, str) else given
         calls.append(ToolCall(function["name"], {k: v for k, v in given.items() if v is not None}))
-    parts = [data["content"]] if data.get("content") else []
-    for call in calls:
-        shown = json.dumps({"name": call.name, "arguments": dict(call.arguments)})
-        parts.append(f"<tool_call>\n{shown}\n</tool_call>")
-    return Message(data["role"], "\n".join(parts), tuple(calls), name=data.get("name") or "")
+    said = said_with_calls(data.get("content") or "", calls)
+    return Message(data["role"], said, tuple(calls), name=data.get("name") or "")
 
 
 def _conversation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -169,6 +169,23 @@ def _call(item: Any, default_id: str) -> ToolCall:
 
 def _invalid(error: str, text: str, call_id: str) -> ToolCall:
     return ToolCall("invalid", {"error": error, "text": text}, call_id)
+
+
+def call_text(call: ToolCall, *, with_id: bool = False) -> str:
+    """A structured call as text, in the notation that most templates and `parse_tool_calls` read.
+    One that could not be read is what its writer wrote."""
+    if call.name == "invalid" and set(call.arguments) == {"error", "text"}:
+        return f"<tool_call>\n{call.arguments['text']}\n</tool_call>"
+    body = {"name": call.name, "arguments": dict(call.arguments)}
+    if with_id:
+        body["id"] = call.id
+    return f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
+
+
+def said_with_calls(content: str, calls: Iterable[ToolCall], *, with_id: bool = False) -> str:
+    """What a turn says, its structured calls below it as text."""
+    parts = [content] if content else []
+    return "\n".join([*parts, *(call_text(call, with_id=with_id) for call in calls)])
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from agentrl.toolcalls import first_call
+from agentrl.toolcalls import first_call, said_with_calls
 from agentrl.tree import Cursor, derive_seed
-from agentrl.types import Attempt, Message, StopReason, ToolCall, ToolSpec
+from agentrl.types import Attempt, Message, StopReason, ToolSpec
 
 Finish = Literal["stop", "tool_calls", "length", "context"]
 
@@ -196,14 +196,7 @@ def cut_reason(said: Said) -> StopReason | None:
 
 def _with_calls(message: Message) -> Message:
     """An assistant's message from elsewhere, its calls written as most templates write them."""
-    written = [_written(call) for call in message.tool_calls]
-    content = "\n".join([*([message.content] if message.content else []), *written])
-    return replace(message, content=content)
-
-
-def _written(call: ToolCall) -> str:
-    body = {"name": call.name, "arguments": dict(call.arguments)}
-    return f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
+    return replace(message, content=said_with_calls(message.content, message.tool_calls))
 
 
 def _histories(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[str]:

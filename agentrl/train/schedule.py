@@ -49,7 +49,8 @@ class TrainConfig:
     seed: int = 0
     """of data order, adapter initialisation and dropout"""
     dtype: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16: autocast, with fp32 parameters; auto: bf16 where the hardware multiplies it"""
+    """bf16: autocast, with fp32 parameters; auto: that for models above 30M parameters, where the
+    hardware multiplies it"""
     grad_checkpointing: bool = False
     """computes activations again in the backward pass: less memory, a third more time"""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"

@@ -58,7 +58,7 @@ class Trainer:
     ) -> None:
         self.model, self.config = model, config
         self.device = read_head(model).weight_VD.device
-        self.dtype = choose_dtype(config, self.device)
+        self.dtype = choose_dtype(model, config, self.device)
         self.scorer = Scorer(model, value_head)
         self.layout: Layout = "padded"
         self.settled = False

@@ -8,7 +8,6 @@ refuses it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from agentrl.engines.endpoint.budget import Prices
 from agentrl.engines.endpoint.client import KEY_ENV, Endpoint
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, ContextFullError
+from agentrl.toolcalls import said_with_calls
 from agentrl.types import (
     Completion,
     FinishReason,
@@ -27,7 +27,6 @@ from agentrl.types import (
     Role,
     SamplingParams,
     Source,
-    ToolCall,
     ToolSpec,
 )
 
@@ -102,8 +101,7 @@ class EndpointPolicy:
             )
         except ContextFullError:
             return Completion((), (), "length", trainable=False)
-        parts = [reply.text] if reply.text else []
-        text = "\n".join(parts + [_written(c) for c in reply.tool_calls])
+        text = said_with_calls(reply.text, reply.tool_calls, with_id=True)
         heard = _Said(text, "length" if reply.truncated else "eos", reply.completion_tokens)
         return self._cut(heard, params.stop, messages, turn)
 
@@ -225,11 +223,3 @@ def _tokenizer(name: str) -> Any:
     from agentrl.engines.models import load_tokenizer
 
     return HFTokenizer(load_tokenizer(name))
-
-
-def _written(call: ToolCall) -> str:
-    """A structured call in the notation that `agentrl.toolcalls` reads."""
-    if call.name == "invalid" and set(call.arguments) == {"error", "text"}:
-        return f"<tool_call>\n{call.arguments['text']}\n</tool_call>"
-    body = {"name": call.name, "arguments": dict(call.arguments), "id": call.id}
-    return f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
