@@ -32,7 +32,13 @@ vllm: .venv-vllm/.installed  ## vLLM for CPUs in .venv-vllm, an environment of i
 	.venv-vllm/bin/python -c 'import aiohttp, vllm'
 	@touch $@
 
-demo: install    ## a real model teaches itself to use Python; ARGS="model=... n=..." changes settings
+ifneq (,$(findstring vllm,$(ARGS)))
+ifeq (,$(AGENTRL_VLLM_PYTHON))
+demo: vllm
+demo: export AGENTRL_VLLM_PYTHON = $(CURDIR)/.venv-vllm/bin/python
+endif
+endif
+demo: install    ## a real model teaches itself to use Python; ARGS="policy=vllm n=..." changes settings
 	@if [ -e runs/demo/summary.json ]; then mv runs/demo runs/demo-$$(date +%Y%m%d-%H%M%S); fi
 	$(RUN) agentrl run start $(ARGS) --out runs/demo --resume
 

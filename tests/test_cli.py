@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl import config, doctor
+from agentrl import config, doctor, recipes
 from agentrl.cli import main
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError
@@ -336,6 +336,33 @@ def test_settings_are_typed():
     assert made.epochs == 2
     with pytest.raises(ConfigError, match="expected"):
         config.build(TrainConfig, {"lr": True})
+
+
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [
+        ({}, None),
+        ({"policy": "hf"}, "smollm2"),
+        ({"policy": "vllm"}, "vllm:smollm2"),
+        ({"policy": "vllm", "model": "org/m"}, "vllm:org/m"),
+        ({"policy": "vllm@http://h:1"}, "vllm:smollm2@http://h:1"),
+    ],
+)
+def test_a_recipe_is_told_who_samples_for_it(given, model):
+    made = recipes.sampled_by({"n": 1, **given}, "smollm2")
+    assert made == {"n": 1} | ({"model": model} if model else {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("policy=vlm", "Did you mean 'vllm'"),
+        ("policy=hf@http://h:1", "policy=vllm@URL"),
+        ("policy=vllm model=vllm:smollm2", "give model=MODEL and policy=vllm"),
+    ],
+)
+def test_a_sampler_that_cannot_be(capsys, setting, says):
+    assert says in fails(capsys, "run", "start", *setting.split())
 
 
 def test_a_resumed_run_may_change_what_changes_no_result(tmp_path):

@@ -94,6 +94,7 @@ def run_recipe(options: argparse.Namespace) -> int:
         values = {**recipe.presets[options.preset], **values}
     if options.seed is not None:
         values["seed"] = options.seed
+    values = recipes.sampled_by(values, recipe.config.model)
     config = settings.build(recipe.config, values)
     out = options.out = options.out or Path("runs") / name
     kept = {"recipe": name, **settings.settings(config)}

@@ -12,7 +12,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.errors import unknown
+from agentrl.errors import ConfigError, unknown
+
+SAMPLERS = ("hf", "vllm")
+"""Engines that sample for a recipe, while it trains their model here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +41,26 @@ def get(name: str) -> Recipe:
     module = importlib.import_module(f"{__name__}.{name}")
     first = (module.__doc__ or "").strip().splitlines()[0]
     return Recipe(name, first, module.Config, module.PRESETS, module.run)
+
+
+def sampled_by(values: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Settings with `policy=ENGINE` written as part of the model's name, as `load_policy` has it:
+    `policy=vllm` with the model `smollm2` is `model=vllm:smollm2`, `policy=vllm@URL` is
+    `model=vllm:smollm2@URL`. `model` is the one where the settings name none.
+
+    Raises ConfigError for an engine that recipes cannot sample with, or a second one.
+    """
+    made = dict(values)
+    if "policy" not in made:
+        return made
+    engine, _, place = str(made.pop("policy")).partition("@")
+    if engine not in SAMPLERS:
+        raise unknown("policy of a recipe", engine, SAMPLERS)
+    name = str(made.get("model", model))
+    if ":" in name.split("@")[0] or (place and engine == "hf"):
+        raise ConfigError(
+            f"policy={values['policy']} with model={name}: give model=MODEL and policy=vllm or "
+            "policy=vllm@URL, or the whole as model=vllm:MODEL@URL"
+        )
+    made["model"] = name if engine == "hf" else f"vllm:{name}" + (f"@{place}" if place else "")
+    return made

@@ -304,29 +304,6 @@ def test_gloo_without_a_receiver_ends_at_the_deadline():
     with_policy(work, via="gloo", sync_s=1, update_s=60)
 
 
-def test_gloo_sends_every_tensor_as_it_is():
-    torch = pytest.importorskip("torch")
-    from agentrl.engines.vllm.inside.vllm_extension import _broadcast
-
-    weights = {
-        "a": torch.arange(6.0).reshape(2, 3),
-        "b": torch.tensor([1.5, -2.5], dtype=torch.bfloat16),
-        "c": torch.tensor(3.0),
-    }
-    got: dict[str, Any] = {}
-
-    class Engine:
-        async def update(self, source: dict[str, Any], seconds: float) -> int:
-            got.update(await asyncio.to_thread(lambda: dict(_broadcast(source, seconds))))
-            return 5
-
-    assert asyncio.run(sync.send(Engine(), weights, via="gloo", seconds=30)) == 5
-    assert got.keys() == weights.keys()
-    for name, tensor in weights.items():
-        assert got[name].dtype == tensor.dtype
-        assert torch.equal(got[name], tensor)
-
-
 def test_the_address_that_an_engine_elsewhere_reaches_us_at():
     assert sync.own_address("unix:/tmp/socket") == "127.0.0.1"
     assert sync.own_address("http://127.0.0.1:8600") == "127.0.0.1"

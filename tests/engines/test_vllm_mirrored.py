@@ -24,7 +24,7 @@ from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.models import tiny_model  # noqa: E402
 from agentrl.engines.vllm.mirrored import MirroredPolicy  # noqa: E402
 from agentrl.engines.vllm.policy import VLLMPolicy  # noqa: E402
-from agentrl.errors import ConfigError, EngineError  # noqa: E402
+from agentrl.errors import AgentRLWarning, ConfigError, EngineError  # noqa: E402
 from agentrl.recipes import grpo  # noqa: E402
 from agentrl.testing import check_policy  # noqa: E402
 from agentrl.train import adapt  # noqa: E402
@@ -152,6 +152,52 @@ def test_weights_of_somebody_else_are_noticed():
         await engine.update({"kind": "none"}, 1.0)
         with pytest.raises(EngineError, match="one engine serves one trainer"):
             await ours.sample(IDS, PARAMS)
+        await ours.close()
+
+    asyncio.run(go())
+
+
+def test_an_engine_with_the_weights_of_an_earlier_client_gets_its_own_first():
+    async def go() -> None:
+        model = tiny()
+        engine = Elsewhere(model)
+        moved(engine.hf.model)
+        await engine.update({"kind": "none"}, 1.0)
+        with pytest.warns(AgentRLWarning, match="an earlier client"):
+            ours = MirroredPolicy(VLLMPolicy(engine, TOKENIZER), lambda: model)
+        made = await ours.sample(IDS, PARAMS)
+        scored = (await HFPolicy(model, TOKENIZER).score([*IDS, *made.token_ids]))[len(IDS) - 1 :]
+        assert made.logprobs == pytest.approx(scored, abs=1e-4)
+        assert made.policy_version == 0
+        await ours.close()
+
+    asyncio.run(go())
+
+
+def test_an_update_that_failed_is_tried_again_after_refresh():
+    async def go() -> None:
+        ours, engine = mirrored(tiny())
+        ours.refresh()
+        await ours.sample(IDS, PARAMS)
+        take = engine.update
+
+        refused: list[str] = []
+
+        async def refuse(source: dict[str, Any], seconds: float) -> int:
+            refused.append(source["kind"])
+            raise RuntimeError("no memory")
+
+        engine.update = refuse
+        ours.refresh()
+        for call in [asyncio.create_task(ours.sample(IDS, PARAMS)) for _ in range(8)]:
+            with pytest.raises(EngineError, match="no memory"):
+                await call
+        assert refused == ["file"], "one attempt for all who wait"
+        engine.update = take
+        engine.kinds.clear()
+        ours.refresh()
+        assert (await ours.sample(IDS, PARAMS)).policy_version == 3
+        assert engine.kinds == ["file"] * 3
         await ours.close()
 
     asyncio.run(go())

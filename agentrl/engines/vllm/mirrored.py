@@ -7,12 +7,13 @@ import copy
 import dataclasses
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentrl.engines.vllm import sync
 from agentrl.engines.vllm.policy import VLLMPolicy, difference, self_test
-from agentrl.errors import ConfigError, EngineError, unknown
+from agentrl.errors import AgentRLWarning, ConfigError, EngineError, unknown
 from agentrl.interfaces import Tokenizer
 from agentrl.types import Completion, SamplingParams
 
@@ -25,10 +26,11 @@ TOLERANCE_HALF = 0.3
 class MirroredPolicy:
     """What recipes take for an `HFPolicy`: they train `model`, and call `refresh` when it changed.
 
-    The next sample then sends the weights to the engine of `sampler` first. An engine with
+    The next sample then sends the weights to the engine of `sampler` first; if that fails, so does
+    every sample until the next `refresh`. An engine with
     `enable_lora` gets a LoRA adapter alone, every other one whole weights, adapters merged into a
     copy. The first time it is tested that they arrive (`self_test`). `load` makes the model when it
-    is first asked for: who only samples never has it.
+    is first asked for: who only samples never has it, unless the engine's weights are not its own.
 
     Versions are counted here; a completion has that of the weights it was sampled from.
     """
@@ -41,7 +43,16 @@ class MirroredPolicy:
         self._model: Any = None
         self._version = 0
         self._versions = {sampler.version: 0}
-        self._stale = self._tested = False
+        self._tested, self._failed = False, ""
+        facts = sampler.engine.facts()
+        self._stale = bool(facts["version"] or facts.get("broken"))
+        if self._stale:
+            warnings.warn(
+                f"the engine has weights that an earlier client sent (version {facts['version']}): "
+                "those of the model that was asked for are sent first",
+                category=AgentRLWarning,
+                stacklevel=3,
+            )
         self._syncing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     @property
@@ -97,7 +108,7 @@ class MirroredPolicy:
         """The weights of `model` were changed in place (trained): count up, send them with the next
         sample. `version` is the new count instead."""
         self._version = self._version + 1 if version is None else version
-        self._stale = True
+        self._stale, self._failed = True, ""
 
     async def over(self, model: Any) -> MirroredPolicy:
         """The same over another model with the same base (trained, or with an adapter)."""
@@ -116,8 +127,14 @@ class MirroredPolicy:
         async with self._syncing[1]:
             if not self._stale:
                 return
+            if self._failed:  # for all who wait: an update takes long, and each would try again
+                raise EngineError(self._failed)
             version = self._version
-            await self._send()
+            try:
+                await self._send()
+            except (EngineError, ConfigError) as error:
+                self._failed = str(error)
+                raise
             self._versions[self.sampler.version] = version
             self._stale = self._version != version
 
@@ -129,11 +146,12 @@ class MirroredPolicy:
                 await self._send_adapter(model)
                 return
             model = copy.deepcopy(model).merge_and_unload()
-        if self._tested:
+        tested, self._tested = self._tested, False  # again, after one that failed
+        if tested:
             await sampler.update(sync.weights_of(model))
         else:
             await self_test(sampler, model, tolerance=limit)
-            self._tested = True
+        self._tested = True
 
     async def _send_adapter(self, model: Any) -> None:
         if hasattr(model, "initial_adapter"):

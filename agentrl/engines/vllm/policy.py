@@ -12,6 +12,16 @@ from agentrl.errors import ConfigError, EngineError
 from agentrl.interfaces import Tokenizer
 from agentrl.types import Completion, SamplingParams
 
+TEXT = """\
+Once upon a time a small model learned to use tools. What is 17 * 24? It wrote:
+
+def product(a, b):
+    return a * b
+
+and the answer was 408. The quick brown fox jumps over the lazy dog, again and again."""
+"""What engine and trainer are compared on. Tokens that no text has would not do: their
+log-probabilities are badly conditioned, up to 0.013 nats apart in fp32 after a little training."""
+
 
 class Engine(Protocol):
     """What `inside.vllm_core.Core` does, here or over HTTP."""
@@ -32,8 +42,7 @@ class VLLMPolicy:
 
     `engine` is a `Server`'s client or a `Core` in this process. `max_context` may be less than the
     engine's own. `sync_s` bounds an update of the weights in seconds; `via` is how they go
-    there: `memory` (a file in shared memory, on one machine), `disk`, or `gloo` (from process to
-    process).
+    there (`agentrl.engines.vllm.sync`).
 
     Every request has its own seed, cancelling a call frees its place in the engine. Log-
     probabilities at another temperature than 1, or with top-p or top-k, take a second pass.
@@ -162,12 +171,12 @@ class VLLMPolicy:
 
 
 async def difference(policy: VLLMPolicy, model: Any) -> float:
-    """The largest difference (nats) of a log-probability in the engine and in `model`, over a few
-    tokens."""
+    """The largest difference (nats) of a log-probability in the engine and in `model`, over the
+    tokens of `TEXT`."""
     import torch
 
     place = next(model.parameters()).device
-    ids = [i % policy.tokenizer.vocab_size for i in range(3, 40)]
+    ids = policy.tokenizer.encode(TEXT)[: policy.max_context]
     training = model.training
     with torch.no_grad():
         logits_TV = model.eval()(torch.tensor([ids], device=place)).logits[0]

@@ -31,6 +31,8 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 """Hosts that need no token."""
 GRACE_S = 15.0
 """How much later than the engine's own deadline the client gives up."""
+DYING_S = 2.0
+"""How long a server may take to end after its connections have broken."""
 
 
 class Client:
@@ -174,9 +176,17 @@ class Server(Client):
         try:
             return await super()._ask(method, name, body, seconds)
         except EngineError as error:
-            if self.process is not None and self.process.poll() is not None:
+            if await self._died(error):
                 raise EngineError(f"the vLLM server has died. {self.why()}") from error
             raise
+
+    async def _died(self, error: EngineError) -> bool:
+        """Whether the process is at its end; a connection that breaks may be a moment ahead."""
+        process = self.process
+        if process is not None and isinstance(error.__cause__, aiohttp.ClientError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, DYING_S)
+        return process is not None and process.poll() is not None
 
     async def close(self) -> None:
         """End the server and everything it started."""

@@ -3,8 +3,11 @@
     memory   a file in shared memory: the engine reads what the trainer wrote, on one machine
     disk     the same in a folder that both see
     gloo     from process to process, tensor by tensor, over TCP
+    nccl     the same from GPU to GPU
+    ipc      the engine reads the trainer's memory on a GPU that both use (CUDA IPC)
 
-Every way has a deadline for the whole of it, and the engine's own error in the exception.
+Every way has a deadline for the whole of it, and the engine's own error in the exception. What both
+ends need is in `inside.vllm_transport`.
 """
 
 from __future__ import annotations
@@ -16,16 +19,20 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from agentrl.engines.vllm.inside import vllm_transport as transport
 from agentrl.errors import ConfigError, EngineError
 
-Via = Literal["memory", "disk", "gloo"]
+Via = Literal["memory", "disk", "gloo", "nccl", "ipc"]
 SHARED = Path("/dev/shm")
+LAST_WORD_S = 5.0
+"""How long the engine has to say what went wrong when sending failed here."""
 
 
 def weights_of(model: Any) -> dict[str, Any]:
@@ -52,14 +59,20 @@ async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: fl
     """Give `engine` the weights; returns its new version.
 
     Raises EngineError after `seconds`, or with what the engine says; ConfigError for an unknown
-    way, or weights that are too large for shared memory.
+    way, one that needs a GPU where there is none, or weights too large for shared memory.
     """
+    if via not in get_args(Via):
+        raise ConfigError(f"via={via!r}: one of {', '.join(get_args(Via))}")
     if not weights:
         return int(await engine.update({"kind": "none"}, seconds))
-    if via == "gloo":
-        return await _by_gloo(engine, weights, seconds)
-    if via not in ("memory", "disk"):
-        raise ConfigError(f"via={via!r}: memory, disk or gloo")
+    if via in ("nccl", "ipc") and not all(w.is_cuda for w in weights.values()):
+        raise ConfigError(
+            f"via={via!r}: the weights are not all on a GPU; use memory, disk or gloo"
+        )
+    if via in ("gloo", "nccl"):
+        return await _by_group(engine, weights, via, seconds)
+    if via == "ipc":
+        return await _by_handles(engine, weights, seconds)
     return await _by_file(engine, weights, shared() if via == "memory" else None, seconds)
 
 
@@ -83,29 +96,51 @@ async def _by_file(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _by_gloo(engine: Any, weights: Mapping[str, Any], seconds: float) -> int:
-    """The engine joins a group of two and receives every tensor; both sides have the deadline."""
+async def _by_handles(engine: Any, weights: Mapping[str, Any], seconds: float) -> int:
+    """The engine gets handles to the weights, which stay as they are until it has copied them."""
+    import torch
+
+    cuda: Any = torch.cuda  # not all of it is typed
+    kept = {n: w.detach().contiguous() for n, w in weights.items()}
+    cuda.synchronize()
+    tensors = [
+        (n, transport.exported(w), transport.uuid_of(w.device.index)) for n, w in kept.items()
+    ]
+    try:
+        return int(await engine.update({"kind": "ipc", "tensors": tensors}, seconds))
+    finally:
+        cuda.ipc_collect()
+
+
+async def _by_group(engine: Any, weights: Mapping[str, Any], via: Via, seconds: float) -> int:
+    """The engine's workers meet this process in a group and receive every tensor; both sides have
+    the deadline."""
     from torch import distributed
 
     dist: Any = distributed  # some of its names are not declared
 
-    limit = timedelta(seconds=seconds)
-    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False, timeout=limit)
-    plain = {n: w.detach().cpu().contiguous() for n, w in weights.items()}
-    specs = [(n, str(w.dtype).removeprefix("torch."), list(w.shape)) for n, w in plain.items()]
+    limit, until = timedelta(seconds=seconds), time.monotonic() + seconds
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    size = 1 + int(engine.facts()["workers"])
+    specs = [(n, str(w.dtype).removeprefix("torch."), list(w.shape)) for n, w in weights.items()]
+    place: Any = next(iter(weights.values())).device if via == "nccl" else "cpu"
 
-    def broadcast() -> None:
-        group = dist.ProcessGroupGloo(store, 0, 2, limit)
-        for tensor in plain.values():
-            group.broadcast(tensor, 0).wait(limit)
+    def send() -> None:
+        group = transport.join(via, store, 0, size, place, limit)
+        for tensor in weights.values():
+            transport.broadcast(group, tensor.detach().to(place).contiguous(), until)
 
     host = own_address(getattr(engine, "url", ""))
-    source = {"kind": "gloo", "address": f"tcp://{host}:{store.port}", "tensors": specs}
-    sending = _on_a_thread(broadcast)
+    source = {"kind": via, "address": f"{host}:{store.port}", "size": size, "tensors": specs}
+    if via == "nccl":
+        source["gpu"] = transport.uuid_of(place.index)
+    sending = _on_a_thread(send)
     taking = asyncio.ensure_future(engine.update(source, seconds))
     try:
-        done, _ = await asyncio.wait({sending, taking}, return_when=asyncio.FIRST_EXCEPTION)
-        if taking in done:  # its error says what went wrong; the sender's only that nobody listens
+        await asyncio.wait({sending, taking}, return_when=asyncio.FIRST_EXCEPTION)
+        # the engine's error says what went wrong, the sender's only that nobody listens
+        await asyncio.wait({taking}, timeout=LAST_WORD_S)
+        if taking.done():
             return int(taking.result())
     finally:
         taking.cancel()

@@ -30,7 +30,7 @@ class Core:
         names = ("model", "version", "cancelled", "running", "sources")
         facts = {name: getattr(self, name) for name in names}
         size = {"max_context": CONTEXT, "vocab_size": VOCABULARY}
-        return {**facts, **size, "lora": self.options.get("enable_lora", False)}
+        return {**facts, **size, "lora": self.options.get("enable_lora", False), "workers": 1}
 
     async def sample(self, ids: list[int], params: dict[str, Any]) -> dict[str, Any]:
         self.running += 1

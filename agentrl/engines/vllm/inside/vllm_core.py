@@ -56,12 +56,15 @@ class Core:
         self.max_context = int(config.max_model_len) - 1  # scoring samples a token, too
         self.vocab_size = int(config.get_vocab_size())
         self.version = 0
+        self.broken = ""
+        """Why the weights are part old, part new; empty where they are not."""
         self.lora: Any = None
         self._ids = itertools.count()
         self._updating, self._ready, self._idle = asyncio.Lock(), asyncio.Event(), asyncio.Event()
         self._ready.set()
         self._idle.set()
         self._in_flight = 0
+        self._doing = ""
 
     async def check(self) -> None:
         """Raise if the engine is dead."""
@@ -76,6 +79,8 @@ class Core:
             "max_context": self.max_context,
             "vocab_size": self.vocab_size,
             "version": self.version,
+            "broken": self.broken,
+            "workers": int(self.engine.vllm_config.parallel_config.world_size_across_dp),
             "lora": self.engine.vllm_config.lora_config is not None,
             "vllm": vllm.__version__,
         }
@@ -144,9 +149,12 @@ class Core:
 
     @contextlib.asynccontextmanager
     async def _weights(self) -> AsyncIterator[tuple[int, Any]]:
-        """The version and the adapter, which stay what they are while the block runs."""
+        """The version and the adapter, which stay what they are while the block runs. Raises
+        RuntimeError where the weights are not whole."""
         while not self._ready.is_set():
             await self._ready.wait()
+        if self.broken:
+            raise RuntimeError(self.broken)
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -157,14 +165,17 @@ class Core:
                 self._idle.set()
 
     async def update(self, source: dict[str, Any], seconds: float) -> int:
-        """Take new weights from `source`: `{"kind": "file", "path"}` (safetensors, every weight by
-        its name in the model's checkpoint), `{"kind": "gloo", ...}` (see the extension),
-        `{"kind": "adapter", "path"}` (a LoRA folder), or `{"kind": "none"}`.
+        """Take new weights from `source`: `{"kind": "file" | "gloo" | "nccl" | "ipc", ...}` (see
+        `vllm_transport`; every weight by its name in the model's checkpoint), `{"kind": "adapter",
+        "path"}` (a LoRA folder), or `{"kind": "none"}`.
 
         Requests in flight end with the weights that they began with, later ones wait; every cache
         that the old weights made is dropped. Whole weights end the use of an adapter. Returns the
-        new version. Raises TimeoutError after `seconds`; the engine may then hold some new and some
-        old weights: update it again.
+        new version.
+
+        Raises TimeoutError after `seconds`. An update that fails, or whose trainer hangs up, before
+        all weights have arrived changes nothing. If the engine had begun to load them, it samples
+        no more until it has got whole weights.
         """
         async with self._updating:
             self._ready.clear()
@@ -172,6 +183,8 @@ class Core:
                 async with asyncio.timeout(seconds):
                     await self._take(source, seconds)
                 self.version += 1
+            except TimeoutError as error:
+                raise TimeoutError(f"{self._doing} took over {seconds:g} s") from error
             finally:
                 self._ready.set()
         return self.version
@@ -180,19 +193,38 @@ class Core:
         if source["kind"] == "adapter":  # its number is part of the keys of cached blocks
             from vllm.lora.request import LoRARequest
 
+            self._doing = "loading the adapter"
             number = self.version + 1
             lora = LoRARequest(f"version-{number}", number, source["path"])
             await self.engine.add_lora(lora)
             self.lora = lora
             return
+        self._doing = "waiting for the requests in flight"
         await self._idle.wait()
         try:
             await self.engine.pause_generation(mode="wait")  # drops the caches, too
             if source["kind"] != "none":
-                await self.engine.collective_rpc("agentrl_update", args=(source, seconds))
-                self.lora = None
+                await self._replace(source, seconds)
         finally:
             await self.engine.resume_generation()
+
+    async def _replace(self, source: dict[str, Any], seconds: float) -> None:
+        self._doing = "receiving the weights"
+        await self.engine.collective_rpc("agentrl_receive", args=(source, seconds))
+        self._doing = "loading the weights"
+        self.broken = "weights are being loaded"
+        try:
+            await self.engine.collective_rpc("agentrl_load")
+        except BaseException as error:
+            why = "the trainer hung up or the time was over" if not str(error) else str(error)
+            self.broken = (
+                f"the engine has part old, part new weights since version {self.version}, as an "
+                f"update broke off while they were loaded ({type(error).__name__}: {why}): send "
+                "whole weights again"
+            )
+            raise
+        self.broken = ""
+        self.lora = None
 
     async def close(self) -> None:
         """End the engine's processes."""
