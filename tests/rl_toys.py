@@ -10,8 +10,6 @@ from agentrl.train import TrainConfig, train
 from agentrl.types import Message, Sample, Step, Task
 
 TOKENIZER = ByteTokenizer()
-CHAT = Chat(TOKENIZER)
-END = 257
 LETTERS = "abcd"
 
 
@@ -50,17 +48,18 @@ class NextLetter:
         return Episode(task)
 
 
-def policy(seed: int = 0, **options) -> HFPolicy:
+def policy(seed: int = 0, tokenizer=TOKENIZER, hidden: int = 96, **options) -> HFPolicy:
     """A tiny model, from scratch, that has learnt to answer with any letter, somewhat more often
     with the right one."""
-    model = tiny_model(TOKENIZER.vocab_size, hidden=96, layers=2, init_std=0.1, seed=seed)
+    model = tiny_model(tokenizer.vocab_size, hidden=hidden, layers=2, init_std=0.1, seed=seed)
+    chat, end = Chat(tokenizer), min(tokenizer.eos_ids)
     rows = []
     for task in NextLetter().tasks():
-        prompt = CHAT.prompt(task.prompt)
+        prompt = chat.prompt(task.prompt)
         for answer in [*LETTERS * 3, *task.data["answer"] * 2]:
-            ids = [*TOKENIZER.encode(answer), END]
+            ids = [*tokenizer.encode(answer), end]
             weights = [0.0] * len(prompt) + [1.0] * len(ids)
             rows.append(Sample([*prompt, *ids], weights))
     config = TrainConfig(lr=5e-3, max_steps=120, batch_size=24, save_every=0, seed=seed)
     train(model, rows, "sft", config, progress=False)
-    return HFPolicy(model, TOKENIZER, name="tiny", **options)
+    return HFPolicy(model, tokenizer, name="tiny", **options)
