@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -21,13 +22,19 @@ import pytest
 pytest.importorskip("aiohttp")
 from aiohttp import web
 
+import envs
+from agentrl import rollouts
 from agentrl.cli import main
+from agentrl.collect import collect
 from agentrl.engines.characters import CharTokenizer
+from agentrl.engines.scripted import ByteTokenizer
 from agentrl.engines.vllm import loading, sync
 from agentrl.engines.vllm.inside.vllm_server import application
 from agentrl.engines.vllm.policy import VLLMPolicy
-from agentrl.engines.vllm.server import Client, Server
-from agentrl.errors import ConfigError, EngineError
+from agentrl.engines.vllm.server import PROGRAM, Client, Server
+from agentrl.errors import ConfigError, EngineError, InfraError
+from agentrl.store import load
+from agentrl.tree import Tree
 from agentrl.types import SamplingParams
 
 FAKE = Path(__file__).parent / "fake_vllm"
@@ -206,6 +213,37 @@ def test_what_is_no_answer_is_an_engine_error(answer):
     asyncio.run(go())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ids": [7, 7]},  # with three log-probabilities
+        {"ids": [7, 7, VOCABULARY + 1]},
+        {"ids": [7, 7, "8"]},
+        {"ids": None},
+        {"logprobs": [-0.5, -0.5, math.nan]},
+        {"logprobs": [-0.5, -0.5, 0.5]},
+        {"sampled": [-0.5]},
+        {"finish": "because"},
+        {"version": None},
+    ],
+)
+def test_a_completion_that_is_none_is_an_engine_error(answer):
+    async def work(policy: VLLMPolicy, core: Core) -> None:
+        with pytest.raises(EngineError, match=r"no completion .* the engine's answer was"):
+            await policy.sample([9], PARAMS)
+
+    with_policy(work, answer=answer)
+
+
+@pytest.mark.parametrize("scores", [None, [-0.5], [-0.5, None], [-0.5, 0.5], {"a": 1}])
+def test_scores_that_are_none_are_an_engine_error(scores):
+    async def work(policy: VLLMPolicy, core: Core) -> None:
+        with pytest.raises(EngineError, match="2 log-probabilities were expected"):
+            await policy.score([9, 9, 9])
+
+    with_policy(work, scores=scores)
+
+
 @pytest.mark.filterwarnings("error")
 def test_one_client_on_loop_after_loop():
     async def ask(client: Client) -> float:
@@ -359,6 +397,46 @@ def test_a_server_that_dies_in_mid_request_says_why(fake_python):
         await policy.close()
 
     asyncio.run(go())
+
+
+def test_rollouts_that_were_finished_outlive_the_server(fake_python, tmp_path):
+    """Resumed with another one, only the others are made."""
+
+    async def go(**options: Any) -> list[Tree]:
+        server = Server("fake", python=fake_python, **options)
+        await server.start(60)
+        policy = VLLMPolicy(server, ByteTokenizer(), max_context=4000)
+        try:
+            return await collect(
+                envs.make("arithmetic"),
+                rollouts.make("single_turn"),
+                policy,
+                n=30,
+                params=PARAMS,
+                concurrency=4,
+                out=tmp_path,
+                progress=False,
+            )
+        finally:
+            await policy.close()
+
+    with pytest.raises(InfraError, match=r"the vLLM server has died.*the worker has died"):
+        asyncio.run(go(lives=7, context=4000))
+    kept = {t.task.id: t.to_json() for t in load(tmp_path) if not t.attempts[-1].error}
+    assert len(kept) == 7
+    trees = asyncio.run(go(lives=23, context=4000))
+    assert len(trees) == 30
+    assert not any(t.attempts[-1].error for t in trees)
+    assert {t.task.id: t.to_json() for t in trees if t.task.id in kept} == kept
+
+
+def test_a_server_for_others_does_not_start_without_a_token():
+    """The program that runs where vLLM is says so itself, too."""
+    env = {k: v for k, v in os.environ.items() if k != "AGENTRL_TOKEN"}
+    command = [sys.executable, str(PROGRAM), "a model", "--host", "0.0.0.0"]
+    made = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 2
+    assert "set AGENTRL_TOKEN" in made.stderr
 
 
 def test_the_server_ends_when_its_parent_is_killed(fake_python):

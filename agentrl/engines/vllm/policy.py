@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from agentrl.engines.vllm import sync
 from agentrl.errors import ConfigError, EngineError
 from agentrl.interfaces import Tokenizer
-from agentrl.types import Completion, SamplingParams
+from agentrl.types import Completion, FinishReason, SamplingParams
 
 TEXT = """\
 Once upon a time a small model learned to use tools. What is 17 * 24? It wrote:
@@ -98,20 +99,15 @@ class VLLMPolicy:
             "eos_ids": sorted(self.tokenizer.eos_ids),
         }
         made = await self._asked(self.engine.sample(ids, asked))
-        drawn = made["sampled"]
-        return Completion(
-            tuple(made["ids"]),
-            tuple(made["logprobs"]),
-            made["finish"],
-            made["version"],
-            made["stop"],
-            None if drawn is None else tuple(drawn),
-        )
+        return _completion(made, self.tokenizer.vocab_size)
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """See `agentrl.interfaces.Policy.score`."""
-        made: list[float] = await self._asked(self.engine.score(self._checked(token_ids)))
-        return made
+        ids = self._checked(token_ids)
+        made = await self._asked(self.engine.score(ids))
+        if not _numbers(made, len(ids) - 1):
+            raise EngineError(f"{len(ids) - 1} log-probabilities were expected: {_shown(made)}")
+        return [float(x) for x in made]
 
     async def update(self, weights: Mapping[str, Any]) -> None:
         """Give the engine new weights: all of the model's, by their names in its checkpoint
@@ -168,6 +164,44 @@ class VLLMPolicy:
             raise EngineError(f"the engine did not answer in time ({error})") from error
         except Exception as error:
             raise EngineError(f"{type(error).__name__} in vLLM: {error}") from error
+
+
+def _completion(made: Any, vocab_size: int) -> Completion:
+    """The engine's answer. Raises EngineError if it is none."""
+    try:
+        ids, drawn = tuple(made["ids"]), made["sampled"]
+        good = (
+            all(type(i) is int and 0 <= i < vocab_size for i in ids)
+            and _numbers(made["logprobs"], len(ids))
+            and (drawn is None or _numbers(drawn, len(ids)))
+            and made["finish"] in get_args(FinishReason)
+            and type(made["version"]) is int
+        )
+        if not good:
+            raise ValueError("its parts do not fit")
+        return Completion(
+            ids,
+            tuple(made["logprobs"]),
+            made["finish"],
+            made["version"],
+            made["stop"],
+            None if drawn is None else tuple(drawn),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"no completion ({error!r}): {_shown(made)}") from error
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Whether they are `count` log-probabilities: finite, and at most 0 but for rounding."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(x, int | float) and -math.inf < x < 1e-3 for x in values)
+    )
+
+
+def _shown(answer: Any) -> str:
+    return f"the engine's answer was {str(answer)[:200]}"
 
 
 async def difference(policy: VLLMPolicy, model: Any) -> float:

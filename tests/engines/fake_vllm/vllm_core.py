@@ -1,7 +1,8 @@
 """Stands in for vLLM behind the real HTTP server: it does what the first id of a prompt says.
 
 `options`: `update_s`, seconds that an update takes; `refuse`, what it fails with; `start`, what the
-start fails with.
+start fails with; `lives`, the completions after which the process dies; `answer`, what is put into
+a completion, and `scores`, what is answered for log-probabilities.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Core:
         if "start" in options:
             raise RuntimeError(options["start"])
         self.model, self.options = model, options
-        self.version = self.cancelled = self.running = 0
+        self.version = self.cancelled = self.running = self.asked = 0
         self.sources: list[dict[str, Any]] = []
 
     async def check(self) -> None:
@@ -29,11 +30,14 @@ class Core:
     def facts(self) -> dict[str, Any]:
         names = ("model", "version", "cancelled", "running", "sources")
         facts = {name: getattr(self, name) for name in names}
-        size = {"max_context": CONTEXT, "vocab_size": VOCABULARY}
+        size = {"max_context": self.options.get("context", CONTEXT), "vocab_size": VOCABULARY}
         return {**facts, **size, "lora": self.options.get("enable_lora", False), "workers": 1}
 
     async def sample(self, ids: list[int], params: dict[str, Any]) -> dict[str, Any]:
         self.running += 1
+        self.asked += 1
+        if self.asked > self.options.get("lives", self.asked):
+            ids = [DIES]
         try:
             await self._do(ids[0])
         except asyncio.CancelledError:
@@ -50,10 +54,10 @@ class Core:
             "finish": "length",
             "stop": None,
             "version": self.version,
-        }
+        } | self.options.get("answer", {})
 
     async def score(self, ids: list[int]) -> list[float]:
-        return [-0.5] * (len(ids) - 1)
+        return self.options.get("scores", [-0.5] * (len(ids) - 1))
 
     async def update(self, source: dict[str, Any], seconds: float) -> int:
         if "refuse" in self.options:
