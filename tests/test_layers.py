@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"agentrl.types", "agentrl.errors"},
     {"agentrl.interfaces"},
-    {"agentrl.record", "agentrl.toolcalls", "agentrl.callsyntax"},
+    {"agentrl.record", "agentrl.pairing", "agentrl.toolcalls", "agentrl.callsyntax"},
     {"agentrl.chat", "sandboxes", "envs"},
     {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
     {"agentrl.store", "agentrl.batch", "agentrl.engines", "agentrl.evaluate"},
@@ -112,7 +112,7 @@ def test_torch_stays_where_it_belongs(name):
 
 def test_importing_the_core_does_not_import_torch():
     code = (
-        "import sys, agentrl, agentrl.cli, envs, sandboxes; "
+        "import sys, agentrl, agentrl.cli, envs, sandboxes, agentrl.select.pairs, agentrl.rewards; "
         "bad = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules); "
         "assert not bad, bad"
     )

@@ -31,10 +31,10 @@ from agentrl.losses.pairs import (
     groups_of,
     pair_scores,
     samples_of,
-    suffix_only,
 )
 from agentrl.losses.policy_gradient import Extras
 from agentrl.losses.sft import dft, poft, sft, sft_rows
+from agentrl.pairing import suffix_only
 from agentrl.types import Pair, Sample
 
 AnyLoss = Callable[..., LossOutput]

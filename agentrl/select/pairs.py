@@ -23,6 +23,7 @@ from typing import Any, Literal
 from agentrl.chat import Chat
 from agentrl.errors import ConfigError, DataError, unknown
 from agentrl.evaluate import final, right
+from agentrl.pairing import FLIP, suffix_only, visit_flip
 from agentrl.search import State, Table
 from agentrl.search.rules import overlap
 from agentrl.select.rows import path_sample, unusable
@@ -123,8 +124,8 @@ def select(
     what MCTS-DPO's released code does whatever its flag says). `levels`: where the path that the
     search chose passes (MCTS-DPO), or wherever there are siblings (iTool). `right_only` takes trees
     whose last answer is right. `soft` gives each pair of siblings the probability that its label is
-    wrong, from their visits (`losses.pairs.visit_flip`). `length_penalty` is taken off a reward for
-    every character (`max_min_p` of RLHF Workflow). Raises ConfigError for a name that does not
+    wrong, from their visits (`agentrl.pairing.visit_flip`). `length_penalty` is taken off a reward
+    for every character (`max_min_p` of RLHF Workflow). Raises ConfigError for a name that does not
     exist; DataError for siblings of trees that no search made.
     """
     for what, name, known in (
@@ -267,8 +268,6 @@ def _prefix(a: Sample, b: Sample) -> bool:
 
 
 def _made(chosen: _Side, rejected: _Side, soft: bool, origin: Origin) -> Pair:
-    from agentrl.losses.pairs import FLIP, suffix_only, visit_flip
-
     meta: dict[str, Any] = {
         "task": chosen.sample.meta["task"],
         "origin": origin,

@@ -24,7 +24,7 @@ def export(
     merge: bool = True,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `model` to `out_dir`, for `AutoModelForCausalLM.from_pretrained`; returns the folder.
+    """Write `model` to `out_dir`, for `from_pretrained`; returns the folder.
 
     An adapter is merged into a copy of the weights (so this needs the model's memory twice); with
     `merge=False` only the adapter is written, for peft and vLLM to put on the base model as it was
@@ -35,20 +35,8 @@ def export(
 
     Raises ConfigError if the model or the tokenizer cannot be saved so; StoreFullError.
     """
-    bare: Any = model
     adapted = hasattr(model, "peft_config")
-    if adapted and merge:
-        if routes_rows(model):
-            raise ConfigError(
-                "an adapter with tasks (Poly, MHR) has other weights for each, and cannot be "
-                "merged: export it with merge=False"
-            )
-        if getattr(bare.get_base_model(), "is_quantized", False):
-            raise ConfigError(
-                "the base model's weights are quantised: an adapter merged into them is rounded "
-                "away. Export with merge=False, and merge into the base model as it was published"
-            )
-        bare = copy.deepcopy(bare).merge_and_unload()
+    bare: Any = merged(model) if merge else model
     writer = getattr(tokenizer, "hf", tokenizer)
     for what, kind in ((bare, model), (writer, tokenizer)):
         if what is not None and not hasattr(what, "save_pretrained"):
@@ -66,6 +54,27 @@ def export(
             writer.save_pretrained(temporary)
         (temporary / "README.md").write_text(_card(bare, adapted and not merge, card or {}))
     return out
+
+
+def merged(model: nn.Module) -> Any:
+    """A copy of `model` with its adapter merged into the weights; `model` itself if it has none.
+
+    Raises ConfigError if the adapter cannot be merged.
+    """
+    bare: Any = model
+    if not hasattr(model, "peft_config"):
+        return bare
+    if routes_rows(model):
+        raise ConfigError(
+            "an adapter with tasks (Poly, MHR) has other weights for each, and cannot be "
+            "merged: export it with merge=False"
+        )
+    if getattr(bare.get_base_model(), "is_quantized", False):
+        raise ConfigError(
+            "the base model's weights are quantised: an adapter merged into them is rounded "
+            "away. Export with merge=False, and merge into the base model as it was published"
+        )
+    return copy.deepcopy(bare).merge_and_unload()
 
 
 def _save_difference(model: Any, folder: Path) -> None:
@@ -107,16 +116,16 @@ def _card(model: Any, adapter: bool, lines: Mapping[str, Any]) -> str:
     front = [f"library_name: {'peft' if adapter else 'transformers'}", "tags: [agentrl]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")
-    front += ["pipeline_tag: text-generation", "# license: yours to name; the base model's binds"]
+    scores = type(model).__name__.endswith("ForSequenceClassification")
+    task = "text-classification" if scores else "text-generation"
+    front += [f"pipeline_tag: {task}", "# license: yours to name; the base model's binds"]
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad or not adapter)
-    kind = (
-        f"A peft adapter for {base or 'its base model'}" if adapter else "A causal language model"
-    )
-    load = (
-        "from peft import AutoPeftModelForCausalLM as Auto"
-        if adapter
-        else "from transformers import AutoModelForCausalLM as Auto"
-    )
+    kind = "A reward model" if scores else "A causal language model"
+    auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    load = f"from transformers import {auto} as Auto"
+    if adapter:
+        kind = f"A peft adapter for {base or 'its base model'}"
+        load = "from peft import AutoPeftModelForCausalLM as Auto"
     facts = {"Base model": base or "none (trained from random weights)"} | dict(lines)
     return "\n".join(
         [

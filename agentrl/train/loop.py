@@ -29,11 +29,11 @@ from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.errors import ConfigError
 from agentrl.logprob import read_head
 from agentrl.train.adapter import adapt
-from agentrl.train.objective import Objective, objective
+from agentrl.train.objective import Goal, grouped, objective
 from agentrl.train.reference import Reference
 from agentrl.train.schedule import TrainConfig, due, learning_rate, plan_steps
 from agentrl.train.setup import context, seed_all
-from agentrl.train.step import Trainer, of_logprobs
+from agentrl.train.step import Trainer
 from agentrl.train.sums import Row
 from agentrl.types import Pair, Sample
 
@@ -78,13 +78,14 @@ class TrainResult:
 def train(
     model: nn.Module,
     data: Sequence[Sample] | Sequence[Pair],
-    loss: losses.Loss | Objective | str = "sft",
+    loss: losses.Loss | Goal | str = "sft",
     config: TrainConfig | None = None,
     out_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[Row], None]] = (),
     reference: Reference | None = None,
+    value_head: nn.Module | None = None,
 ) -> TrainResult:
     """Train `model` (a transformers causal LM, or a peft model) in place on `data`.
 
@@ -92,7 +93,7 @@ def train(
     name, `losses.make(name, **options)`, or a function of your own, a mean over weights (over pairs
     where the data are pairs). Where a loss compares with a reference policy and the samples have no
     `ref_logprobs`, these are scored once: by `reference`, or without one by the model before its
-    first step.
+    first step. `value_head` is trained along, for a `Goal` of your own that reads its values.
 
     `out_dir` gets `metrics.jsonl` and `checkpoints/`. With `resume`, goes on after the newest whole
     checkpoint there, or starts if there is none; call it with the same model, data and config.
@@ -107,14 +108,15 @@ def train(
     goal = objective(loss)
     units = goal.units(data)
     pairs = [one for one in data if isinstance(one, Pair)]
-    size = len(units[0]) if units else 1
     samples = [s for unit in units for s in unit]
+    places = grouped(units)
     seed_all(config.seed)
     model = adapt(model, config.lora, samples) if config.lora is not None else model
     check_samples(samples, len(read_head(model).weight_VD), context(model))
-    trainer = Trainer(model, config)
+    trainer = Trainer(model, config, value_head)
+    saved = model if value_head is None else trainer.scorer
     steps = plan_steps([sum(len(s.token_ids) for s in unit) for unit in units], config)
-    members = [[u * size + k for u in chosen for k in range(size)] for _, chosen in steps]
+    members = [[i for u in chosen for i in places[u]] for _, chosen in steps]
     frozen = frozen_digest(model)
     trainer.settle(samples, members)
     fingerprint = _fingerprint(trainer, samples, goal, pairs, len(steps), frozen)
@@ -133,7 +135,7 @@ def train(
             store = stack.enter_context(Checkpoints(folder, config.keep, ranks))
             start, rows = ranks.on_main(lambda: _begin(store, metrics, resume))
             if start:
-                store.load(start, model, trainer.optimizer, fingerprint)
+                store.load(start, saved, trainer.optimizer, fingerprint)
         stack.enter_context(trainer.training())
         show = stack.enter_context(
             _display(len(steps), start, config.log_every, progress and ranks.main)
@@ -141,15 +143,15 @@ def train(
         for step in range(start, len(steps)):
             epoch, chosen = steps[step]
             picked = [samples[i] for i in members[step]]
-            bound = goal.of_step(picked, [pairs[u] for u in chosen] if pairs else [])
+            part = goal.part(picked, [pairs[u] for u in chosen] if pairs else [])
             row = {"step": step + 1, "epoch": epoch, "lr": learning_rate(step, len(steps), config)}
             row |= trainer.step(
                 picked,
-                of_logprobs(bound),
+                part,
                 goal.denominator(picked, len(chosen)),
                 lr=row["lr"],
                 number=step + 1,
-                groups=losses.groups_of(picked, size),
+                groups=grouped(units[u] for u in chosen),
                 names=members[step],
             )
             rows.append(row)
@@ -159,7 +161,7 @@ def train(
                 ranks.on_main(functools.partial(metrics.append, row))
                 if due(step + 1, len(steps), config.save_every):
                     metrics.flush()
-                    store.save(step + 1, model, trainer.optimizer, fingerprint)
+                    store.save(step + 1, saved, trainer.optimizer, fingerprint)
             show(row)
     model, took = trainer.trained(), time.perf_counter() - began
     return TrainResult(model, rows, len(steps), trainer.layout, trainer.dtype, took)
@@ -168,7 +170,7 @@ def train(
 def _fingerprint(
     trainer: Trainer,
     samples: Sequence[Sample],
-    goal: Objective,
+    goal: Goal,
     pairs: Sequence[Pair],
     steps: int,
     frozen: str,
@@ -185,7 +187,7 @@ def _fingerprint(
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in free}
     settings["lora"] = None if config.lora is None else dict(config.lora)
     return settings | {
-        "loss": [goal.name or getattr(goal.loss, "__qualname__", "own"), dict(goal.options)],
+        "loss": goal.described,
         "layout": trainer.layout,
         "dtype": trainer.dtype,
         "steps": steps,

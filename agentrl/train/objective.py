@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast, overload
 
 from agentrl import losses
 from agentrl.batch import trainable_weight
 from agentrl.errors import ConfigError, DataError
+from agentrl.train.step import Part, of_logprobs
 from agentrl.types import Pair, Sample
 
 PER_SAMPLE = {"desirable": "desirable", "scores": "score"}
 """Options of losses that have one value a sample, and the key of `Sample.meta` that holds it."""
+
+
+class Goal(Protocol):
+    """What `train` needs of what it minimises. `Objective` is the goal of every loss of
+    log-probabilities, `agentrl.train.reward.Ranking` that of a reward model."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    @property
+    def described(self) -> list[Any]:
+        """What must be the same in a resumed run, as JSON."""
+        ...
+
+    def units(self, data: Any) -> list[list[Sample]]:
+        """The data as lists of samples that stay together."""
+        ...
+
+    def denominator(self, samples: Sequence[Sample], units: int) -> float:
+        """What the loss of a step of `samples`, in so many units, divides by."""
+        ...
+
+    def part(self, samples: Sequence[Sample], pairs: Sequence[Pair]) -> Part:
+        """The loss of a step's micro-batches."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,11 @@ class Objective:
     def needs_reference(self) -> bool:
         """True if the loss compares with log-probabilities of a reference policy."""
         return self.name in losses.WITH_REFERENCE and not self.options.get("reference_free")
+
+    @property
+    def described(self) -> list[Any]:
+        """The loss's name with its options."""
+        return [self.name or getattr(self.loss, "__qualname__", "own"), dict(self.options)]
 
     def units(self, data: Sequence[Sample] | Sequence[Pair]) -> list[list[Sample]]:
         """The data as lists of samples that stay together. Raises DataError for the wrong kind."""
@@ -81,15 +112,32 @@ class Objective:
             bound[option] = [s.meta[key] for s in samples]
         return functools.partial(self.loss, **bound) if bound else self.loss
 
+    def part(self, samples: Sequence[Sample], pairs: Sequence[Pair]) -> Part:
+        """`of_step` as a part of the step's loss."""
+        return of_logprobs(self.of_step(samples, pairs))
 
-def objective(loss: str | losses.AnyLoss | Objective, **options: Any) -> Objective:
+
+def grouped(units: Iterable[Sequence[Sample]]) -> list[list[int]]:
+    """The indices of each unit's samples, where these stand one after the other."""
+    groups: list[list[int]] = []
+    for unit in units:
+        first = groups[-1][-1] + 1 if groups else 0
+        groups.append(list(range(first, first + len(unit))))
+    return groups
+
+
+@overload
+def objective(loss: str | losses.AnyLoss, **options: Any) -> Objective: ...
+@overload
+def objective(loss: str | losses.AnyLoss | Goal, **options: Any) -> Goal: ...
+def objective(loss: str | losses.AnyLoss | Goal, **options: Any) -> Goal:
     """The objective of a loss, by name with options or as a function.
 
     `losses.make(...)` is known by its name again. Raises ConfigError for an unknown name or option,
     or an option that has one value a sample, which is read from `Sample.meta`.
     """
-    if isinstance(loss, Objective):
-        return loss
+    if not isinstance(loss, str) and hasattr(loss, "units"):
+        return cast(Goal, loss)
     if not isinstance(loss, str):
         name = losses.name_of(loss)
         if name is None:

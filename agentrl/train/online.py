@@ -80,12 +80,12 @@ def check_sampling(params: SamplingParams) -> None:
         )
 
 
-def value_head(model: nn.Module) -> nn.Linear:
+def value_head(model: nn.Module, *, bias: bool = True) -> nn.Linear:
     """A value head for `model`, on its device: all values are 0 at first."""
     weight_VD = read_head(model).weight_VD
-    head = nn.Linear(weight_VD.shape[1], 1, device=weight_VD.device, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    head = nn.Linear(weight_VD.shape[1], 1, bias=bias, device=weight_VD.device, dtype=torch.float32)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
     return head
 
 

@@ -19,8 +19,9 @@ from agentrl.credit import SCHEMES
 from agentrl.errors import ConfigError, DataError
 from agentrl.losses import preference, reference_free
 from agentrl.losses.kto import kto, kto_kl
-from agentrl.losses.pairs import FLIP, pair_scores, samples_of, shared_prefix, suffix_only
-from agentrl.losses.pairs import visit_flip as flip
+from agentrl.losses.pairs import pair_scores, samples_of
+from agentrl.pairing import FLIP, shared_prefix, suffix_only
+from agentrl.pairing import visit_flip as flip
 from agentrl.types import Pair, Sample
 
 WITH_REFERENCE = [n for n in losses.OVER_PAIRS if hasattr(preference, n)]

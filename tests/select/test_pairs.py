@@ -14,7 +14,7 @@ from agentrl.engines.models import tiny_model
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError, DataError
 from agentrl.exchange import from_trl, to_trl
-from agentrl.losses.pairs import FLIP, shared_prefix, visit_flip
+from agentrl.pairing import FLIP, shared_prefix, visit_flip
 from agentrl.search.table import Table
 from agentrl.select import rows
 from agentrl.select.pairs import Filters, lowest, max_min, select

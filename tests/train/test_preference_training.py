@@ -14,6 +14,7 @@ from train_toys import VOCAB, some_samples, tiny
 from agentrl import losses
 from agentrl.cli import main
 from agentrl.errors import ConfigError, DataError
+from agentrl.pairing import FLIP
 from agentrl.select import rows
 from agentrl.train import Reference, TrainConfig, objective, train
 from agentrl.types import Pair, Sample
@@ -170,7 +171,7 @@ def test_given_reference_logprobs_are_kept_and_none_are_made_where_none_are_need
 
 def test_margins_and_flips_of_pairs_reach_the_loss() -> None:
     plain, wide = some_pairs(3), [replace(p, margin=2.0) for p in some_pairs(3)]
-    flipped = [replace(p, meta={losses.pairs.FLIP: 1.0}) for p in some_pairs(3)]
+    flipped = [replace(p, meta={FLIP: 1.0}) for p in some_pairs(3)]
     expected = math.log(1 + math.exp(2.0))
     assert run(wide).metrics[0]["loss"] == pytest.approx(expected, abs=1e-5)
     up, down = (run(p).metrics[1]["chosen_change"] for p in (plain, flipped))
