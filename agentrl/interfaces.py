@@ -249,6 +249,20 @@ class Episode(Protocol):
 
 
 @runtime_checkable
+class Forks(Episode, Protocol):
+    """An episode that a search can copy where it stands, instead of playing its calls again.
+
+    Without `fork` the calls are played again in a new episode, so their answers must depend on the
+    task and the calls alone.
+    """
+
+    async def fork(self) -> Episode | None:
+        """An independent episode in the same state; None where that cannot be copied. The caller
+        closes it."""
+        ...
+
+
+@runtime_checkable
 class Env(Protocol):
     """A family of tasks and how to attempt them; made by `envs.make(name, split=..., seed=...)`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -159,7 +159,7 @@ class Tree:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tree:
         """The tree that `to_json` wrote. Raises KeyError or TypeError on anything else."""
-        task = {**data["task"], "prompt": tuple(map(_message, data["task"]["prompt"]))}
+        task = {**data["task"], "prompt": tuple(map(message_of, data["task"]["prompt"]))}
         nodes = []
         for n in data["nodes"]:
             logprobs = None if n["logprobs"] is None else tuple(n["logprobs"])
@@ -180,5 +180,6 @@ def tokens_said(node: Node) -> int:
     return int(node.info.get("tokens", len(node.token_ids)))
 
 
-def _message(data: dict[str, Any]) -> Message:
+def message_of(data: Mapping[str, Any]) -> Message:
+    """The message that `asdict` wrote."""
     return Message(**{**data, "tool_calls": tuple(ToolCall(**c) for c in data["tool_calls"])})

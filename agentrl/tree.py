@@ -124,6 +124,16 @@ class Cursor:
             return node
         return self.tree.add(node, "user", "template", ids[shared:], new_root=True).id
 
+    def enter(self, node: int, messages: Sequence[Message], branches: Sequence[int] = ()) -> None:
+        """Stand at the beginning of a later turn of this conversation, which is in the tree: it
+        opens behind `node`, and `messages` are all that was said before. `branches` are the leaves
+        that rewritten history left behind. Raises ChatError where the template refuses."""
+        self._require_begun()
+        self.ids = self.tree.ids(node)
+        self.messages, self.branches = list(messages), tuple(branches)
+        self._text = (-1, "")
+        self._start_turn(node, self.chat.opening(messages, self.tools).shown)
+
     def _start_turn(self, node: int, shown: str) -> None:
         self.node = self._turn_node = node
         self.turn_start, self._shown = len(self.ids), shown

@@ -103,7 +103,7 @@ class BlockTurn:
             stops = (*stop, STOP) if self.calls < self.max_calls else tuple(stop)
             self.last = sampled = await self.cursor.sample(stops, max_tokens=self.room)
             text = self.cursor.turn_text()
-            code = self._closed_block(text) if self.calls < self.max_calls else None
+            code = next_block(text, self._done) if self.calls < self.max_calls else None
             if code is not None:
                 if sampled.ended:
                     self.cursor.rewind(sampled.body)  # an end token after the fence
@@ -114,13 +114,6 @@ class BlockTurn:
                 return "limit"
             elif sampled.stop != STOP:
                 return "stop"
-
-    def _closed_block(self, text: str) -> str | None:
-        """The code of the first closed python block not dealt with yet."""
-        for block in fences(text[self._done :]):  # no block is open where the last output ends
-            if block.closed and block.language in PYTHON:
-                return block.body
-        return None
 
     async def say(self, text: str) -> None:
         """Append `text` as a hint, as if it were sampled: its python blocks run where they close.
@@ -137,31 +130,56 @@ class BlockTurn:
 
     async def _execute(self, code: str) -> None:
         """Run a block and insert its output."""
-        call = ToolCall("python", {"code": code}, f"call{self.calls}")
-        step = await self.episode.step(Message("assistant", code, (call,)))
+        step = await self.episode.step(block_call(code, self.calls))
         self.calls += 1
-        status = result_status(step)
-        self.statuses.append(status)
         self.codes.append(code)
-        output = step.observation[0].content if step.observation else ""
-        if self.calls == self.max_calls:
-            output = f"{output}\n{NOTICE}" if output else NOTICE
-        text = self.cursor.turn_text()
-        start = "" if text.endswith("\n") else "\n"
-        block = f"{start}{FENCE}output\n{escape(output)}\n{FENCE}\n"
-        self.cursor.insert(block, status=status, call=self.calls)
+        self.statuses.append(
+            insert_output(self.cursor, step, self.calls, last=self.calls == self.max_calls)
+        )
         self._done = len(self.cursor.turn_text())
-        if self.follow is not None and status == "ok":
+        if self.follow is not None and self.statuses[-1] == "ok":
             follow, hint = self.follow
             self.cursor.hint(follow, hint=hint)
         self.follow = None
 
     def rewound(self) -> None:
         """Tell the turn that the cursor went back: what was executed ends with the last output."""
-        segments = list(self.cursor.turn_segments())
-        while segments and segments[-1][0] != "environment":
-            segments.pop()
-        self._done = sum(len(text) for _, text in segments)
+        self._done = executed_to(self.cursor)
+
+
+def executed_to(cursor: Cursor) -> int:
+    """The characters of the turn up to the end of its last output: every block there was run."""
+    segments = list(cursor.turn_segments())
+    while segments and segments[-1][0] != "environment":
+        segments.pop()
+    return sum(len(text) for _, text in segments)
+
+
+def next_block(text: str, done: int) -> str | None:
+    """The code of the first closed python block of a turn's `text` behind its first `done`
+    characters, where no block is open."""
+    for block in fences(text[done:]):
+        if block.closed and block.language in PYTHON:
+            return block.body
+    return None
+
+
+def block_call(code: str, number: int) -> Message:
+    """The message that asks the environment to run a turn's block."""
+    return Message("assistant", code, (ToolCall("python", {"code": code}, f"call{number}"),))
+
+
+def insert_output(cursor: Cursor, step: Step, number: int, *, last: bool) -> str:
+    """Insert what the `number`-th block printed, and a notice if it was the last that may run.
+    Returns its status."""
+    status = result_status(step)
+    output = step.observation[0].content if step.observation else ""
+    if last:
+        output = f"{output}\n{NOTICE}" if output else NOTICE
+    start = "" if cursor.turn_text().endswith("\n") else "\n"
+    block = f"{start}{FENCE}output\n{escape(output)}\n{FENCE}\n"
+    cursor.insert(block, status=status, call=number)
+    return status
 
 
 def result_status(step: Step) -> str:

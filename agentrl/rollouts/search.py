@@ -1,4 +1,4 @@
-"""Searches as rollouts: one assistant turn, searched instead of sampled.
+"""Searches as rollouts: an episode, searched instead of sampled.
 
 Every finished path that was graded is an attempt of the tree; the last attempt is the answer that
 the search chose. `agentrl.select.pairs` makes preferences of the tree.
@@ -7,125 +7,32 @@ With `outcome` finished paths are graded as they are found, and the search is gu
 judge that sees the reference this is for collecting. `metrics["saw_reference"]` says so, and
 evaluation refuses such attempts. `judge` is a judge, a name of `agentrl.search.evaluators.JUDGES`,
 or `reward:NAME`, a reward model (`agentrl.rewards.load_reward`).
+
+`tools` says how the policy acts: `none` (a search is one assistant turn), `blocks` (python blocks
+in it run, as in `tool_loop`), `native` (tool calls in the template's notation; the search goes on
+in the next turn) or `turns` (every turn is an action, as in `refine`). A step that closes a call
+ends behind the answer, which really comes from the environment, once; at most `max_calls` times on
+a path (6 with blocks, 16 turns). `restore` says how an environment's state comes back for the next
+step that is taken in it: `fork`, `replay`, or `auto`, which forks where the episode can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-
-from agentrl.errors import ConfigError, unknown
-from agentrl.interfaces import OpenEnv, Rollout
-from agentrl.rollouts.blocks import graded, invented_output, stop_reason, told
+from agentrl.errors import unknown
+from agentrl.interfaces import Rollout
+from agentrl.rollouts.searching import at_least_one, searching
 from agentrl.search import strategies
-from agentrl.search.core import Budget, Judge, Search
-from agentrl.search.evaluators import judge_of
+from agentrl.search.core import Search
+from agentrl.search.parts import Judge
 from agentrl.search.table import State
 from agentrl.search.units import UNITS, Units
-from agentrl.tree import Cursor
-from agentrl.types import Message, Step
-
-Run = Callable[[Search], Awaitable[State]]
-
-
-def searching(
-    name: str,
-    run: Run,
-    *,
-    judge: str | Judge | None,
-    outcome: bool,
-    reference: bool = False,
-    max_tokens: int | None = None,
-    seconds: float | None = None,
-    max_iterations: int | None = None,
-    at_once: int = 1,
-    folder: str | Path | None = None,
-    native: bool = False,
-) -> Rollout:
-    """The rollout that searches a turn with `run`.
-
-    `native` turns may call tools: these stand in the prompt, and calls are read, but not run here.
-    The budget is `max_tokens` sampled, `seconds` and `max_iterations` of one search. `at_once`
-    iterations run together. A search that is stopped goes on from `folder`. Raises ConfigError for
-    an unknown judge, or a search that could tell nothing apart.
-    """
-    judging = judge_of(judge, reference)
-    if judging is None and not outcome:
-        raise ConfigError(f"{name}: give a judge, or outcome=True; nothing tells paths apart")
-    _at_least_one(name, at_once=at_once)
-    saw = outcome or (judging is not None and judging.reference)
-    budget = Budget(max_tokens, seconds, max_iterations)
-    where = None if folder is None else Path(folder)
-
-    async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
-        episode = await open_env()
-        cursor.begin(await episode.reset(), episode.tools if native else ())
-        steps: dict[int, tuple[str, Step]] = {}
-
-        async def grade(at: Cursor) -> float | None:
-            steps[at.node] = await (_called if native else graded)(at, open_env)
-            return steps[at.node][1].reward
-
-        grading = grade if outcome else None
-        search = Search(cursor, judging, grading, budget, at_once, where)
-        chosen = await run(search)
-        search.table.chosen = chosen.id
-        graded_too = [s for s in search.table.states if s.outcome is not None and s is not chosen]
-        for state in [*graded_too, chosen]:
-            if state.node not in steps:  # chosen without a grade, or graded before a stop
-                await grade(search.at(state))
-            _record(search, state, *steps[state.node], native, saw)
-        search.done()
-
-    rollout.__name__ = name
-    rollout.sees_reference = saw  # type: ignore[attr-defined]
-    return rollout
-
-
-async def _called(cursor: Cursor, open_env: OpenEnv) -> tuple[str, Step]:
-    """The path's turn, its calls read, and what an episode of its own says of it."""
-    episode = await open_env()
-    await episode.reset()
-    message = _message(cursor)
-    step = await episode.step(message)
-    await episode.close()
-    return message.content, step
-
-
-def _message(cursor: Cursor) -> Message:
-    """The path's turn as a message; a call in a turn that was cut off is none."""
-    message = cursor.message()
-    if cursor.chat.without_end(cursor.ids[-1:]):
-        return Message("assistant", message.content)
-    return message
-
-
-def _record(search: Search, state: State, answer: str, step: Step, native: bool, saw: bool) -> None:
-    """The path to `state` as an attempt."""
-    cursor = search.at(state)
-    cursor.finish(
-        stop_reason(cursor, truncated=state.truncated),
-        reward=step.reward,
-        answer=str(step.info.get("answer", answer)),
-        calls=len(_message(cursor).tool_calls) if native else 0,
-        hallucinated_output=invented_output(cursor),
-        sampled_tokens=search.table.tokens,
-        visits=state.visits,
-        saw_reference=saw,
-        **told(step),
-    )
-
-
-def _at_least_one(name: str, **numbers: int) -> None:
-    for option, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {option} is 1 or more, not {value}")
+from agentrl.search.worlds import Restore
 
 
 def _units(unit: str, step_tokens: int) -> Units:
     if unit not in UNITS:
         raise unknown("unit of action", unit, UNITS)
-    _at_least_one("search", step_tokens=step_tokens)
+    at_least_one("search", step_tokens=step_tokens)
     return UNITS[unit](step_tokens)
 
 
@@ -146,13 +53,16 @@ def mcts(
     seconds: float | None = None,
     at_once: int = 1,
     folder: str | None = None,
+    tools: str = "none",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """MCTS-DPO's search (arXiv 2405.00451); see `agentrl.search.strategies.mcts`.
 
     `b1` steps are drawn at the prompt, `b2` elsewhere, and an iteration goes `depth` steps down.
     """
     units = _units(unit, step_tokens)
-    _at_least_one("mcts", b1=b1, b2=b2, depth=depth, iterations=iterations, first=first)
+    at_least_one("mcts", b1=b1, b2=b2, depth=depth, iterations=iterations, first=first)
 
     async def run(search: Search) -> State:
         return await strategies.mcts(
@@ -169,6 +79,9 @@ def mcts(
         seconds=seconds,
         at_once=at_once,
         folder=folder,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
     )
 
 
@@ -182,11 +95,14 @@ def itool(
     outcome: bool = False,
     at_once: int = 1,
     folder: str | None = None,
+    tools: str = "native",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """iTool's search over fragments of native calls (arXiv 2501.09766), for collecting: it is
     graded with the reference in view, by the policy (`judge="grades"`) or by comparing the calls
     (`judge="calls"`)."""
-    _at_least_one("itool", iterations=iterations, width=width, group=group, depth=depth)
+    at_least_one("itool", iterations=iterations, width=width, group=group, depth=depth)
 
     async def run(search: Search) -> State:
         return await strategies.itool(
@@ -194,7 +110,15 @@ def itool(
         )
 
     return searching(
-        "itool", run, judge=judge, outcome=outcome, at_once=at_once, folder=folder, native=True
+        "itool",
+        run,
+        judge=judge,
+        outcome=outcome,
+        at_once=at_once,
+        folder=folder,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
     )
 
 
@@ -210,9 +134,12 @@ def rain(
     seconds: float | None = None,
     at_once: int = 1,
     folder: str | None = None,
+    tools: str = "none",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """RAIN's decoding (arXiv 2309.07124): search, judge, rewind; no weight changes."""
-    _at_least_one("rain", iterations=iterations, least=least, width=width)
+    at_least_one("rain", iterations=iterations, least=least, width=width)
 
     async def run(search: Search) -> State:
         return await strategies.rain(
@@ -228,20 +155,37 @@ def rain(
         seconds=seconds,
         at_once=at_once,
         folder=folder,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
     )
 
 
 def best_of_n(
-    *, candidates: int = 8, judge: str | Judge | None = "self", outcome: bool = False
+    *,
+    candidates: int = 8,
+    judge: str | Judge | None = "self",
+    outcome: bool = False,
+    tools: str = "none",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """`candidates` whole answers, the one that the judge finds best; with `outcome` the best by
     the environment's grade, which is for collecting."""
-    _at_least_one("best_of_n", candidates=candidates)
+    at_least_one("best_of_n", candidates=candidates)
 
     async def run(search: Search) -> State:
         return await strategies.best_of_n(search, n=candidates)
 
-    return searching("best_of_n", run, judge=judge, outcome=outcome)
+    return searching(
+        "best_of_n",
+        run,
+        judge=judge,
+        outcome=outcome,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
+    )
 
 
 def beam(
@@ -253,15 +197,28 @@ def beam(
     judge: str | Judge | None = "self",
     max_tokens: int | None = None,
     folder: str | None = None,
+    tools: str = "none",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """Beam search over steps, by what the judge says of each state."""
     units = _units(unit, step_tokens)
-    _at_least_one("beam", beams=beams, width=width)
+    at_least_one("beam", beams=beams, width=width)
 
     async def run(search: Search) -> State:
         return await strategies.beam(search, units, beams=beams, width=width)
 
-    return searching("beam", run, judge=judge, outcome=False, max_tokens=max_tokens, folder=folder)
+    return searching(
+        "beam",
+        run,
+        judge=judge,
+        outcome=False,
+        max_tokens=max_tokens,
+        folder=folder,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
+    )
 
 
 def best_first(
@@ -272,10 +229,13 @@ def best_first(
     judge: str | Judge | None = "self",
     max_iterations: int | None = 32,
     folder: str | None = None,
+    tools: str = "none",
+    max_calls: int | None = None,
+    restore: Restore = "auto",
 ) -> Rollout:
     """Best-first search over steps: always the state that the judge finds best goes on."""
     units = _units(unit, step_tokens)
-    _at_least_one("best_first", width=width)
+    at_least_one("best_first", width=width)
 
     async def run(search: Search) -> State:
         return await strategies.best_first(search, units, width=width)
@@ -287,4 +247,7 @@ def best_first(
         outcome=False,
         max_iterations=max_iterations,
         folder=folder,
+        tools=tools,
+        max_calls=max_calls,
+        restore=restore,
     )

@@ -6,7 +6,8 @@ iTool, RAIN, best-first, beam, best-of-n) and `evaluators` (who judges). As roll
 `agentrl.rollouts.search`.
 """
 
-from agentrl.search.core import Budget, Judge, Place, Search, Strategy
+from agentrl.search.core import Search
+from agentrl.search.parts import Budget, Judge, Place, Strategy
 from agentrl.search.table import State, Table
 
 __all__ = ["Budget", "Judge", "Place", "Search", "State", "Strategy", "Table"]

@@ -9,94 +9,33 @@ path is graded is a function that the rollout gives (`agentrl.rollouts.search`).
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from agentrl.errors import StoreError
-from agentrl.search.table import State, Table
+from agentrl.search import disk
+from agentrl.search.parts import Alike, Budget, Grade, Judge, Place, Strategy
+from agentrl.search.stage import Answer, Stage
+from agentrl.search.table import Acted, State, Table
 from agentrl.search.units import WHOLE, Unit, Units
 from agentrl.tree import Cursor, Tree, derive_seed
-from agentrl.types import Node
+from agentrl.types import Message, Node
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a judge sees: a cursor of its own at the state, and `ahead`, a look at how the text
-    could go on, which does not belong to the tree."""
+@dataclass(slots=True)
+class _Draw:
+    """A step that was sampled: where it ends, what it cost, and what it asks the environment for.
+    `times` counts the draws that were the same."""
 
     cursor: Cursor
-    state: State
-    ahead: str = ""
-
-    @property
-    def text(self) -> str:
-        """The answer so far."""
-        return self.cursor.turn_text() + self.ahead
-
-
-class Judge(Protocol):
-    """Says how good a state is; None where it cannot say. `reference` is true if it is shown the
-    reference answer: such a search makes training data and is never evaluated."""
-
-    reference: bool
-
-    async def __call__(self, place: Place) -> float | None: ...
-
-
-Grade = Callable[[Cursor], Awaitable[float | None]]
-"""The environment's reward of the finished path that the cursor stands at; None: not scored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What one search may spend: `tokens` sampled, `seconds`, `iterations`. It is looked at before
-    each wave of iterations, which it lets end; an answer is then chosen from what there is."""
-
-    tokens: int | None = None
-    seconds: float | None = None
-    iterations: int | None = None
-
-    def left(self, table: Table) -> bool:
-        """True while nothing of it is used up."""
-        spent = (table.tokens, table.seconds, table.iterations)
-        limits = (self.tokens, self.seconds, self.iterations)
-        return all(limit is None or n < limit for n, limit in zip(spent, limits, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """What makes one tree search differ from another.
-
-    `units` say where a step ends, `width` how many are drawn in a state, `score` which is taken
-    (table, step), `priors` and `created` give new siblings their first statistics, `backup`
-    spreads (table, path, value of its end or None). With `judge_new` every new state is judged and
-    an iteration goes on expanding until a finished path or `depth` steps below the root; otherwise
-    it ends at the first state without children, which is judged then (with a look `ahead`) and
-    expanded. `widen` says whether a state gets one more step before one is chosen. The first step
-    drawn in a state is greedy if `greedy`; the others take at most `top_k` tokens.
-    """
-
-    name: str
-    units: Units
-    width: Callable[[State], int]
-    score: Callable[[Table, State], float]
-    priors: Callable[[Sequence[State]], None]
-    created: Callable[[Table, State], None]
-    backup: Callable[[Table, Sequence[State], float | None], None]
-    judge_new: bool = True
-    depth: int = 1 << 30
-    ahead: Unit | None = None
-    widen: Callable[[Table, State], bool] | None = None
-    greedy: bool = False
-    top_k: int | None = None
+    tokens: int
+    message: Message | None
+    times: int = 1
 
 
 @dataclass(slots=True)
@@ -105,7 +44,8 @@ class Search:
 
     `grade` is None where the search may not see outcomes. `at_once` iterations run together, kept
     apart by virtual loss; with one, a seed always makes the same search. `folder` keeps searches
-    that were stopped: give it again, and they go on.
+    that were stopped: give it again, and they go on. With a `stage`, steps may ask the environment
+    for something, and go on behind its answer.
     """
 
     cursor: Cursor
@@ -114,11 +54,17 @@ class Search:
     budget: Budget = field(default_factory=Budget)
     at_once: int = 1
     folder: Path | None = None
+    stage: Stage | None = None
     table: Table = field(default_factory=Table)
     _busy: dict[int, asyncio.Lock] = field(default_factory=dict)
+    _turns: dict[int, Cursor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self._resumed():
+        path = None if self.folder is None else disk.file_of(self.folder, self.cursor)
+        found = None if path is None else disk.read(path, self.cursor)
+        if found is not None:
+            self.table = found
+        else:
             self.table.add(self.cursor.node, None, judged=True)
 
     @property
@@ -133,60 +79,135 @@ class Search:
 
     def at(self, state: State) -> Cursor:
         """A cursor of its own at `state`."""
-        cursor = self.cursor.fork()
+        cursor = self._turn(state).fork()
         cursor.rewind(state.node)
         return cursor
 
-    async def expand(
-        self, state: State, n: int, units: Units, *, greedy: bool = False, top_k: int | None = None
-    ) -> list[State]:
-        """Draw `n` more steps in `state`; returns those that are new (equal ones are dropped).
+    def _turn(self, state: State) -> Cursor:
+        """A cursor in the assistant turn that `state` stands in."""
+        acts = self.table.acts(state)
+        start = next((s for s in reversed(acts) if s.acted and s.acted.turn), None)
+        if start is None:
+            return self.cursor
+        if start.id not in self._turns:  # the search was stopped meanwhile
+            said = [(s.acted.message, *s.acted.observation) for s in acts if s.acted]
+            said = said[: acts.index(start) + 1]
+            messages = [*self.cursor.messages, *(m for some in said for m in some)]
+            assert start.acted is not None
+            cursor = self._turns[start.id] = self.cursor.fork()
+            cursor.enter(start.node, messages, start.acted.branches)
+        return self._turns[start.id]
 
-        The first that is ever drawn there is greedy if `greedy`. Where the turn has no room left,
-        there are none, and the state is a finished, truncated path.
+    async def expand(
+        self,
+        state: State,
+        n: int,
+        units: Units,
+        *,
+        greedy: bool = False,
+        top_k: int | None = None,
+        alike: Alike | None = None,
+    ) -> list[State]:
+        """Draw `n` more steps in `state`; returns those that are new (equal ones are dropped, and
+        those whose texts are `alike`).
+
+        The first that is ever drawn there is greedy if `greedy`. What the steps ask the environment
+        for is carried out, once a step. Where the turn has no room left, there are none, and the
+        state is a finished, truncated path.
         """
         first, state.drawn = state.drawn, state.drawn + n
-        draws = [
-            self._step(state, i, units(state.depth), greedy and i == 0, top_k)
+        draws = await together(
+            self._draw(state, i, units(state.depth), greedy and i == 0, top_k)
             for i in range(first, first + n)
-        ]
-        known = {self._ids(state, s.node) for s in self.table.children(state)}
-        made = []
-        for cursor in await together(draws):
-            self.table.tokens += cursor.sampled_tokens - self.cursor.sampled_tokens
-            ids = self._ids(state, cursor.node)
-            if not ids or ids in known:
-                continue
-            known.add(ids)
-            made.append(self._add(state, cursor, len(ids)))
+        )
+        self.table.tokens += sum(d.tokens for d in draws)
+        made = await self._enter(state, self._distinct(state, draws, alike))
         if not state.children:
             state.terminal = state.truncated = True
         return made
 
-    async def _step(
+    def _distinct(self, state: State, draws: Sequence[_Draw], alike: Alike | None) -> list[_Draw]:
+        """The draws that say something new."""
+        known: dict[tuple[int, ...], State | _Draw] = {
+            self._ids(state, s.said): s for s in self.table.children(state)
+        }
+        fresh = []
+        for draw in draws:
+            ids = self._ids(state, draw.cursor.node)
+            same = self._same(ids, known, alike)
+            if same is not None:
+                same.times += 1
+            elif ids:
+                known[ids] = draw
+                fresh.append(draw)
+        return fresh
+
+    def _same(
+        self, ids: tuple[int, ...], known: Mapping[tuple[int, ...], T], alike: Alike | None
+    ) -> T | None:
+        """Which of the `known` steps says what `ids` say."""
+        if ids in known or alike is None or not ids:
+            return known.get(ids)
+        text = self._decode(ids)
+        return next((other for k, other in known.items() if alike(self._decode(k), text)), None)
+
+    async def _draw(
         self, state: State, number: int, unit: Unit, greedy: bool, top_k: int | None
-    ) -> Cursor:
+    ) -> _Draw:
         cursor = self.at(state)
         cursor.seed = derive_seed(self.cursor.seed, *_place(self.table, state), number)
         changes: dict[str, Any] = {"temperature": 0.0} if greedy else {}
         if top_k is not None and not greedy:
             changes["top_k"] = top_k
-        left = self.limit - cursor.turn_tokens
+        acts = len(self.table.acts(state))
+        stops = unit.stops if self.stage is None else (*unit.stops, *self.stage.format.stops(acts))
+        left = self.limit - sum(s.tokens for s in self.table.path(state))
         left = left if unit.max_tokens is None else min(left, unit.max_tokens)
-        for _ in range(unit.parts):
-            if left <= 0:
-                break
-            sampled = await cursor.sample(unit.stops, max_tokens=left, **changes)
+        parts, message, before = 0, None, cursor.sampled_tokens
+        while parts < unit.parts and left > 0:
+            sampled = await cursor.sample(stops, max_tokens=left, **changes)
             left -= len(sampled.completion.token_ids)
-            if sampled.completion.finish_reason != "stop":
+            if self.stage is not None:
+                message = self.stage.format.asked(cursor, sampled, acts)
+            if message is not None or sampled.completion.finish_reason != "stop":
                 break
-        return cursor
+            parts += sampled.stop in unit.stops  # what the stage stops at is no end of a step
+        return _Draw(cursor, cursor.sampled_tokens - before, message)
 
-    def _add(self, parent: State, cursor: Cursor, tokens: int) -> State:
-        nodes = self._between(parent, cursor.node)
+    async def _enter(self, state: State, draws: Sequence[_Draw]) -> list[State]:
+        """The draws as states, with what the environment answered: asked together, in their order
+        in the tree."""
+        answers = await together(self._answer(state, draw.message) for draw in draws)
+        made = []
+        for draw, (lost, answer) in zip(draws, answers, strict=True):
+            if lost:
+                continue
+            said, acted = draw.cursor.node, None
+            if self.stage is not None and answer is not None:
+                acted = await self.stage.enter(self.table, state, answer, draw.cursor)
+            made.append(self._add(state, draw, said, acted))
+            if self.stage is not None and answer is not None and acted is not None:
+                if acted.turn:
+                    self._turns[made[-1].id] = draw.cursor
+                if not acted.ended:
+                    await self.stage.worlds.keep(made[-1].id, answer.episode)
+        return made
+
+    async def _answer(self, state: State, message: Message | None) -> tuple[bool, Answer | None]:
+        """Whether the state is lost, and what the environment answers if it is asked."""
+        if message is None or self.stage is None:
+            return False, None
+        answer = await self.stage.answer(self.table, state, message)
+        return answer is None, answer
+
+    def _add(self, parent: State, draw: _Draw, said: int, acted: Acted | None) -> State:
+        nodes, cursor = self._between(parent, said), draw.cursor
         found = [x for n in nodes for x in n.logprobs or ()]
-        ended = not cursor.chat.without_end(cursor.ids[-1:])
-        full = len(cursor.ids) >= cursor.policy.max_context or cursor.turn_tokens >= self.limit
+        tokens = sum(len(n.token_ids) for n in nodes)
+        spent = tokens + sum(s.tokens for s in self.table.path(parent))
+        ended = acted is None and not cursor.chat.without_end(cursor.ids[-1:])
+        ended = ended or (acted is not None and acted.ended != "")
+        full = len(cursor.ids) >= cursor.policy.max_context or spent >= self.limit
         return self.table.add(
             cursor.node,
             parent,
@@ -194,6 +215,9 @@ class Search:
             logprob=sum(found) if len(found) == tokens else None,
             terminal=ended or full,
             truncated=full and not ended,
+            times=draw.times,
+            said=said,
+            acted=acted,
         )
 
     def _between(self, parent: State, node: int) -> list[Node]:
@@ -203,9 +227,12 @@ class Search:
     def _ids(self, parent: State, node: int) -> tuple[int, ...]:
         return tuple(i for n in self._between(parent, node) for i in n.token_ids)
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.cursor.chat.decode(self.cursor.chat.without_end(ids))
+
     def text(self, state: State) -> str:
         """The text of the step that leads to `state`."""
-        return self.cursor.chat.decode(self._ids(self.table.parent(state), state.node))
+        return self.cursor.chat.decode(self._ids(self.table.parent(state), state.said))
 
     async def look(self, state: State, ahead: Unit | None = None) -> None:
         """Have `state` judged, and graded if it is a finished path, once."""
@@ -213,16 +240,26 @@ class Search:
             return
         cursor = self.at(state)
         if state.terminal and self.grade is not None:
-            state.outcome = await self.grade(cursor)
+            state.outcome = await self.grade(state)
         if self.judge is not None:
             text = "" if ahead is None or state.terminal else await self._ahead(cursor, ahead)
-            state.confidence = await self.judge(Place(self.at(state), state, text))
+            place = Place(self.at(state), state, text, self._earlier(cursor))
+            state.confidence = await self.judge(place)
         state.judged = True
+
+    def _earlier(self, cursor: Cursor) -> str:
+        """What was said in the turns before the one that `cursor` stands in, since the search
+        began."""
+        messages = cursor.messages[len(self.cursor.messages) :]
+        return "".join(
+            f"{m.content}\n" if m.role == "assistant" else f"[{m.role}] {m.content}\n"
+            for m in messages
+        )
 
     async def _ahead(self, cursor: Cursor, unit: Unit) -> str:
         """How the text could go on; in a tree of its own, so that the record stays as it was."""
         own = cursor.fork()
-        own.seed = derive_seed(self.cursor.seed, "ahead", *cursor.ids[cursor.turn_start :])
+        own.seed = derive_seed(self.cursor.seed, "ahead", *cursor.ids[self.cursor.turn_start :])
         tree = cursor.tree
         own.tree = Tree(tree.task, list(tree.nodes), meta=tree.meta)
         said = await own.sample(unit.stops, max_tokens=unit.max_tokens)
@@ -264,9 +301,15 @@ class Search:
             n = 1
         if n:
             made = await self.expand(
-                state, n, strategy.units, greedy=strategy.greedy, top_k=strategy.top_k
+                state,
+                n,
+                strategy.units,
+                greedy=strategy.greedy,
+                top_k=strategy.top_k,
+                alike=strategy.alike,
             )
-            strategy.priors(self.table.children(state))
+            if state.children:
+                strategy.priors(self.table.children(state))
             if strategy.judge_new:
                 await together(self.look(s) for s in made)
             for child in made:
@@ -303,7 +346,7 @@ class Search:
         while not state.terminal:
             ready = [s for s in self.table.children(state) if s.terminal]
             made = ready or await self.expand(state, 1, lambda depth: WHOLE)
-            state = made[0] if made else state
+            state = (made or self.table.children(state)[-1:] or [state])[0]
         return state
 
     def _keep(self) -> None:
@@ -313,49 +356,15 @@ class Search:
 
     def save(self) -> None:
         """Put the table into the tree's meta, and both on disk if there is a folder."""
-        tree = self.cursor.tree
-        tree.meta["search"] = self.table.to_json()
-        if (path := self._file()) is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            with part.open("w", encoding="utf-8") as file:
-                json.dump({"seed": self.cursor.seed, "tree": tree.to_json()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+        self.cursor.tree.meta["search"] = self.table.to_json()
+        if self.folder is not None:
+            disk.write(disk.file_of(self.folder, self.cursor), self.cursor)
 
     def done(self) -> None:
         """The search is over: nothing of it stays in the folder."""
-        self.save()
-        if (path := self._file()) is not None:
-            path.unlink(missing_ok=True)
-
-    def _file(self) -> Path | None:
-        if self.folder is None:
-            return None
-        tree = self.cursor.tree
-        name = derive_seed(tree.task.id, tree.meta.get("attempt", 0), self.cursor.seed)
-        return self.folder / f"{name:016x}.json"
-
-    def _resumed(self) -> bool:
-        path = self._file()
-        if path is None or not path.exists():
-            return False
-        try:
-            saved = Tree.from_json(json.loads(path.read_text(encoding="utf-8"))["tree"])
-            table = Table.from_json(saved.meta["search"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path} is no stopped search ({error!r}); remove it to search that task anew"
-            ) from error
-        tree = self.cursor.tree
-        if [n.token_ids for n in saved.nodes[: len(tree.nodes)]] != [
-            n.token_ids for n in tree.nodes
-        ]:
-            raise StoreError(f"{path} is of another prompt; remove it or give another folder")
-        tree.nodes[:] = saved.nodes
-        self.table = table
-        return True
+        self.cursor.tree.meta["search"] = self.table.to_json()
+        if self.folder is not None:
+            disk.file_of(self.folder, self.cursor).unlink(missing_ok=True)
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -16,7 +16,7 @@ from agentrl.interfaces import Policy
 from agentrl.rewards import RewardModel, check_tokenizer, load_reward
 from agentrl.rewards.options import filled, option_masses
 from agentrl.search import calls
-from agentrl.search.core import Judge, Place
+from agentrl.search.parts import Judge, Place
 from agentrl.search.rules import grade_value, vote_value
 from agentrl.types import Message, Task
 

@@ -7,11 +7,13 @@ budget. Each returns the state whose path is the answer.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from agentrl.search import rules
-from agentrl.search.core import Search, Strategy, worth
+from agentrl.search.core import Search, together, worth
+from agentrl.search.parts import Strategy
 from agentrl.search.table import State, Table
 from agentrl.search.units import Units, fragments, sentences, token_groups, whole
 
@@ -298,8 +300,27 @@ async def beam(search: Search, units: Units, *, beams: int = 4, width: int = 4) 
 
 
 async def best_of_n(search: Search, *, n: int = 8) -> State:
-    """`n` whole answers; the one worth most."""
+    """`n` whole answers; the one worth most. Where several begin with the same call, that ran
+    once, and is worth the mean of what followed."""
     search.table.strategy = "best_of_n"
-    if not search.root.children:
-        await search.grow([search.root], n, whole)
-    return _best(search.table.children(search.root) or [search.root])
+    started = time.perf_counter()
+    ends = await _ends(search, search.root, n)
+    await together(search.look(s) for s in ends)
+    for end in ends:
+        for state in search.table.path(end):
+            state.full += end.times
+            state.visits += end.times
+            state.q += ((worth(end) or 0.0) - state.q) * end.times / state.visits
+    search.table.iterations += 1
+    search.table.seconds += time.perf_counter() - started
+    return _best(ends)
+
+
+async def _ends(search: Search, state: State, n: int) -> list[State]:
+    """The ends of `n` answers that go on from `state`."""
+    if state.terminal:
+        return [state]
+    await search.expand(state, n, whole)
+    steps = search.table.children(state)
+    found = await together(_ends(search, s, s.times) for s in steps)
+    return [end for ends in found for end in ends] or [state]

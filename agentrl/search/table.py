@@ -7,18 +7,56 @@ read afterwards what it found.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from agentrl.record import message_of
+from agentrl.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What a step made the environment do: the `message` that it was given, and its answer.
+
+    `ended` says how the episode ended with it, if it did (`env_terminated`, `max_turns`). `reward`
+    is what it gave, `answer` what it read. `turn` is true where the answer opened a new assistant
+    turn, and then `branches` are the leaves that a template's rewriting of history left behind.
+    """
+
+    message: Message
+    observation: tuple[Message, ...]
+    statuses: tuple[str, ...] = ()
+    reward: float | None = None
+    ended: str = ""
+    answer: str = ""
+    turn: bool = False
+    branches: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Acted:
+        """What `asdict` wrote."""
+        return cls(
+            **{
+                **data,
+                "message": message_of(data["message"]),
+                "observation": tuple(map(message_of, data["observation"])),
+                "statuses": tuple(data["statuses"]),
+                "branches": tuple(data["branches"]),
+            }
+        )
 
 
 @dataclass(slots=True)
 class State:
     """A place in the tree, and the statistics of the step (action) that leads to it.
 
-    `node` is the tree's node, `parent` and `children` are ids of states, `depth` counts steps from
-    the prompt. `q` is the step's value and `visits` its count (a fraction where similar siblings
-    share), `full` counts whole visits. `value` is that of the place, `confidence` what the judge
-    said of it, `outcome` the environment's grade of a finished path; None is "not judged".
+    `node` is the tree's node at which it goes on, `said` that at which the step's own tokens end:
+    they differ where the environment answered (`acted`). `parent` and `children` are ids of states,
+    `depth` counts steps from the prompt, `times` how often the step was drawn. `q` is the step's
+    value and `visits` its count (a fraction where similar siblings share), `full` counts whole
+    visits. `value` is that of the place, `confidence` what the judge said of it, `outcome` the
+    environment's grade of a finished path; None is "not judged".
     `estimate` is what a judge's word is worth there, `reward` by how much the step raised it.
     `logprob` (nats) is the sum over the step's `tokens`.
     """
@@ -42,9 +80,16 @@ class State:
     terminal: bool = False
     truncated: bool = False
     drawn: int = 0
+    times: int = 1
+    said: int = -1
+    acted: Acted | None = None
     children: list[int] = field(default_factory=list)
     under_way: int = 0
     """Iterations that pass here and are not over (virtual loss); never stored."""
+
+    def __post_init__(self) -> None:
+        if self.said < 0:
+            self.said = self.node
 
 
 @dataclass(slots=True)
@@ -53,6 +98,9 @@ class Table:
 
     `low` and `high` are the extremes of all values so far, for strategies that scale by them; they
     are carried over when the root moves. `here` counts the iterations since it did, of `wanted`.
+    `calls` counts what the environment was asked for steps, once a step; `replayed` what it was
+    asked again to restore a state, `forked` the copies made instead, `lost` the steps that were
+    dropped because their state could not be restored.
     """
 
     states: list[State] = field(default_factory=list)
@@ -65,6 +113,10 @@ class Table:
     wanted: int | None = None
     tokens: int = 0
     seconds: float = 0.0
+    calls: int = 0
+    replayed: int = 0
+    forked: int = 0
+    lost: int = 0
     chosen: int | None = None
 
     def add(self, node: int, parent: State | None, **fields: Any) -> State:
@@ -94,6 +146,10 @@ class Table:
             found.append(self.states[found[-1].parent])
         return found[::-1]
 
+    def acts(self, state: State) -> list[State]:
+        """The states of the path to `state` at which the environment answered."""
+        return [s for s in self.path(state) if s.acted is not None]
+
     def move(self, state: State) -> None:
         """Make `state` the root. What was found below it stays."""
         self.root, self.here, self.wanted = state.id, 0, None
@@ -109,4 +165,7 @@ class Table:
     def from_json(cls, data: dict[str, Any]) -> Table:
         """The table that `to_json` wrote. Raises KeyError or TypeError on anything else."""
         states = [State(**{**s, "children": list(s["children"])}) for s in data["states"]]
+        for state in states:
+            if state.acted is not None:
+                state.acted = Acted.from_json(state.acted)  # type: ignore[arg-type]
         return cls(**{**data, "states": states})

@@ -41,6 +41,12 @@ def sentences(max_tokens: int | None = 128) -> Units:
     return lambda depth: unit
 
 
+def calls(max_tokens: int | None = 128) -> Units:
+    """A call with its answer, or the rest of the turn, a step (for searches with tools)."""
+    unit = Unit(max_tokens=max_tokens)
+    return lambda depth: unit
+
+
 def fragments(group: int = 2, depth: int = 3, max_tokens: int | None = 50) -> Units:
     """iTool: `group` fragments of a call a step, so that a step is about one argument; from
     `depth` - 1 steps on the rest of the turn is one step."""
@@ -56,5 +62,6 @@ def token_groups(depth: int) -> Unit:
 UNITS: dict[str, Callable[[int], Units]] = {
     "line": lines,
     "sentence": sentences,
+    "call": calls,
 }
 """Units by name, made for a number of tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall
@@ -72,6 +73,13 @@ class FunctionEpisode:
         self._over = "the answer was given"
         value, found = self._end(message) if self._conversation else self._turn(message)
         return Step(answers, value, terminated=True, info=info | found)
+
+    async def fork(self) -> FunctionEpisode:
+        """The same attempt, in the same state; from here on it is another one."""
+        self._require_open()
+        other = copy(self)
+        other._shop, other._made = copy(self._shop), list(self._made)
+        return other
 
     async def close(self) -> None:
         """End the episode. Calling it twice is fine."""

@@ -16,6 +16,7 @@ things training never spoke.
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from random import Random
 
@@ -140,6 +141,11 @@ class RoomsEpisode:
                 "progress": world.progress(self._world, self._state),
             },
         )
+
+    async def fork(self) -> RoomsEpisode:
+        """The same game, in the same state; from here on it is another one."""
+        self._require_open()
+        return copy(self)
 
     async def close(self) -> None:
         """End the game. Calling it twice is fine."""
