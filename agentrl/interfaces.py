@@ -256,9 +256,8 @@ class Forks(Episode, Protocol):
     task and the calls alone.
     """
 
-    async def fork(self) -> Episode | None:
-        """An independent episode in the same state; None where that cannot be copied. The caller
-        closes it."""
+    async def fork(self) -> Episode:
+        """An independent episode in the same state. The caller closes it."""
         ...
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from copy import copy
 
 from agentrl.errors import AgentRLError, ConfigError, EndedByCode, SandboxError, SessionDead
 from agentrl.interfaces import Sandbox, Session
@@ -86,11 +85,6 @@ class QuestionEpisode:
             terminated=True,
             info={"answer": grade.answer, "reason": grade.reason},
         )
-
-    async def fork(self) -> QuestionEpisode | None:
-        """A copy, while no code has run: an interpreter's state is not copied."""
-        self._require_open()
-        return copy(self) if self._session is None else None
 
     async def close(self) -> None:
         """End the session. Calling it twice is fine."""

@@ -13,7 +13,7 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from agentrl.errors import AgentRLError, ConfigError, InfraError
 from agentrl.interfaces import Episode, Forks, OpenEnv
@@ -22,8 +22,11 @@ from agentrl.types import Message, Step
 
 Restore = Literal["auto", "fork", "replay"]
 
-LIVE = 4
-"""Episodes that one search keeps open beside those that are at work."""
+LIVE = 8
+"""Episodes that one search keeps open beside those that are at work: each may hold a sandbox."""
+
+COPIES = 64
+"""The same, of episodes that can be forked: they are plain data."""
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -40,18 +43,27 @@ class Worlds:
     taken in a state goes on in it, and only the others replay.
     """
 
-    def __init__(self, open_env: OpenEnv, restore: Restore = "auto", live: int = LIVE) -> None:
-        self.open_env, self.restore, self.live = open_env, restore, live
+    def __init__(self, open_env: OpenEnv, restore: Restore = "auto") -> None:
+        self.open_env, self.restore = open_env, restore
         self._kept: OrderedDict[int, Episode] = OrderedDict()
         self._forking = asyncio.Lock()
 
     async def keep(self, place: int, episode: Episode) -> None:
-        """`episode` stands in the state with the id `place`; older ones may be closed for it."""
+        """`episode` stands in the state with the id `place`; the oldest may be closed for it.
+
+        Raises ConfigError if it is to be forked and cannot.
+        """
+        if self.restore == "fork" and not isinstance(episode, Forks):
+            raise ConfigError(
+                f"{type(episode).__name__} has no fork(), which restore='fork' needs; use "
+                "restore='replay' (or 'auto')"
+            )
         self._kept[place] = episode
         self._kept.move_to_end(place)
-        while len(self._kept) > self.live:
-            async with self._forking:
-                if len(self._kept) > self.live:
+        most = COPIES if self._forks(episode) else LIVE
+        while len(self._kept) > most:
+            async with self._forking:  # none of them while it is copied
+                if len(self._kept) > most:
                     await self.end(self._kept.popitem(last=False)[1])
 
     async def end(self, episode: Episode) -> None:
@@ -75,48 +87,41 @@ class Worlds:
         found = await self._taken(table, place)
         if found is not None:
             return found
-        start, episode = 0, None
-        for n in range(len(acts) - 1, 0, -1):  # a state on the way that can be forked
-            if self._can_fork(acts[n - 1].id):
-                start, episode = n, await self._taken(table, acts[n - 1].id)
-                break
+        start, episode = await self._nearest(table, acts)
         if episode is None:
-            start, episode = 0, await self.open_env()
+            episode = await self.open_env()
             await episode.reset()
         try:
             await self._replay(table, episode, [s.acted for s in acts[start:] if s.acted])
+            if self._forks(episode):
+                await self.keep(place, episode)
+                return await self._taken(table, place) or episode
         except BaseException:
             await self.end(episode)
             raise
-        if self.restore != "replay" and isinstance(episode, Forks):
-            await self.keep(place, episode)
-            return await self._taken(table, place) or episode
         return episode
 
-    def _can_fork(self, place: int) -> bool:
-        return self.restore != "replay" and isinstance(self._kept.get(place), Forks)
+    def _forks(self, episode: Episode | None) -> TypeGuard[Forks]:
+        return self.restore != "replay" and isinstance(episode, Forks)
+
+    async def _nearest(self, table: Table, acts: Sequence[State]) -> tuple[int, Episode | None]:
+        """A copy of the last episode on the way that can be copied, and how many acts it has
+        behind it."""
+        for n in range(len(acts) - 1, 0, -1):
+            if self._forks(self._kept.get(acts[n - 1].id)):
+                episode = await self._taken(table, acts[n - 1].id)
+                return (n, episode) if episode is not None else (0, None)
+        return 0, None
 
     async def _taken(self, table: Table, place: int) -> Episode | None:
-        """A copy of the episode kept at `place`, or that one itself."""
+        """A copy of the episode kept at `place`, or where there is no copying that one itself."""
         episode = self._kept.get(place)
-        if self.restore == "fork" and episode is not None and not isinstance(episode, Forks):
-            raise ConfigError(
-                f"{type(episode).__name__} has no fork(), which restore='fork' needs; use "
-                "restore='replay' (or 'auto')"
-            )
-        if self.restore == "replay" or not isinstance(episode, Forks):
+        if not self._forks(episode):
             return self._kept.pop(place, None)
         async with self._forking:
             if place not in self._kept:
-                return None
+                return None  # it was closed meanwhile
             copy = await episode.fork()
-        if copy is None:
-            if self.restore == "fork":
-                raise ConfigError(
-                    f"this {type(episode).__name__} cannot be forked where it stands (its sandbox "
-                    "session cannot be copied); use restore='replay' (or 'auto')"
-                )
-            return self._kept.pop(place, None)
         table.forked += 1
         return copy
 
