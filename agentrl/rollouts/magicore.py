@@ -39,8 +39,9 @@ from agentrl.rollouts.chains import (
     standard,
     steps_of,
 )
-from agentrl.search.core import Judge, Place, together
+from agentrl.search.core import together
 from agentrl.search.evaluators import ByModel, judge_of, question
+from agentrl.search.parts import Judge, Place
 from agentrl.search.table import Table
 from agentrl.store import load
 from agentrl.tree import Cursor, derive_seed

@@ -170,10 +170,8 @@ def test_siblings_in_the_real_sandbox_do_not_see_each_other():
     assert branched >= 4
 
 
-@pytest.mark.parametrize(("name", "options"), SEARCHES)
+@pytest.mark.parametrize(("name", "options"), SEARCHES[:-1])  # rain looks ahead outside the tree
 def test_what_a_search_with_tools_leaves_keeps_the_contract(name, options):
-    if name == "rain":
-        pytest.skip("it looks ahead, in tokens that are in no tree")
     check_rollout(make(name, **{"judge": ByValue(tens), "tools": "blocks", **options}), n=1)
 
 
