@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,7 @@ from agentrl.config import RunFolder
 from agentrl.engines.memory import give_memory_back
 from agentrl.errors import AgentRLWarning
 from agentrl.interfaces import Env, Policy, Rollout, Sandbox
-from agentrl.train import Objective, Reference, TrainConfig, train
+from agentrl.train import Objective, Reference, TrainConfig, adapt, train
 from agentrl.tree import Tree
 from agentrl.types import Pair, Sample, SamplingParams, Task
 
@@ -156,6 +156,11 @@ class Phases:
             "seconds": round(result.seconds, 1),
             "loss": round(result.metrics[-1]["loss"], 4),
         }
+
+
+async def adapted(policy: Any, lora: Mapping[str, Any] | None) -> Any:
+    """The policy with a new adapter in its model, if `lora` is one."""
+    return policy if lora is None else await policy.over(adapt(policy.model, lora))
 
 
 def stop_if_cancelled(row: dict[str, float]) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from agentrl import losses
 from agentrl.recipes._online import mean
-from agentrl.recipes._phases import Settings, stop_if_cancelled, training
-from agentrl.train import Objective, Reference, Row, Trainer, adapt
+from agentrl.recipes._phases import Settings, adapted, stop_if_cancelled, training
+from agentrl.train import Objective, Reference, Row, Trainer
 from agentrl.train.schedule import plan_steps
 from agentrl.train.setup import seed_all
 from agentrl.train.step import of_logprobs
@@ -33,8 +33,7 @@ async def hold(config: Settings, policy: Any) -> tuple[Any, Reference]:
     the same reference. An adapter is there afterwards, so later trainings are given `lora=None`.
     """
     seed_all(config.seed)
-    if (lora := training(config).lora) is not None:
-        policy = await policy.over(adapt(policy.model, lora))
+    policy = await adapted(policy, training(config).lora)
     return policy, Reference(policy.model)
 
 

@@ -35,9 +35,10 @@ from agentrl.recipes._online import (
     timings,
     update,
 )
+from agentrl.recipes._phases import adapted
 from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import tool_loop
-from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt, mismatch
+from agentrl.train import Reference, Row, TrainConfig, Trainer, mismatch
 from agentrl.train.mismatch import Correction
 from agentrl.train.online import METHODS, Rows, check_sampling, credited_rows, value_head
 from agentrl.train.setup import seed_all
@@ -148,8 +149,7 @@ async def learn(
     started, method, setup = time.perf_counter(), METHODS[config.method], _training(config)
     seed_all(config.seed)
     tasks = train_env.tasks(config.n) if tasks is None else tasks
-    if setup.lora is not None:
-        policy = await policy.over(adapt(policy.model, setup.lora))
+    policy = await adapted(policy, setup.lora)
     reference = Reference(policy.model) if config.kl else None
     trainer = Trainer(policy.model, setup, value_head(policy.model) if method.values else None)
     attempt = _attempting(config, box, rollout)

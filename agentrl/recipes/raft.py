@@ -26,12 +26,12 @@ from agentrl.evaluate import Graded
 from agentrl.interfaces import Env, Rollout, Sandbox
 from agentrl.logprob import read_head
 from agentrl.recipes._online import Journal, mean, tasks_of
-from agentrl.recipes._phases import Phases, stop_if_cancelled, training
+from agentrl.recipes._phases import Phases, adapted, stop_if_cancelled, training
 from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import tool_loop
 from agentrl.select import dedupe, raft, superhf
 from agentrl.select.rows import Selection, path_sample
-from agentrl.train import Reference, Row, Trainer, adapt
+from agentrl.train import Reference, Row, Trainer
 from agentrl.train.attention import tree_attention
 from agentrl.train.schedule import plan_steps
 from agentrl.train.setup import seed_all
@@ -153,8 +153,7 @@ async def learn(
     seed_all(config.seed)
     chat, held_out = Chat(policy.tokenizer), test_env.tasks(config.eval_n)
     tasks, contaminated = dedupe.clean(train_env.tasks(config.n), held_out)
-    if setup.lora is not None:
-        policy = await policy.over(adapt(policy.model, setup.lora))
+    policy = await adapted(policy, setup.lora)
     reference = Reference(policy.model) if config.beta or config.shaping else None
     trainer = Trainer(policy.model, setup)
     before = await phases.measure("before", test_env, rollout, policy, held_out)

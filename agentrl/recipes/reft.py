@@ -26,7 +26,7 @@ from agentrl.recipes._whole import once, splits
 from agentrl.rollouts import replay, tool_loop
 from agentrl.rollouts.replay import demonstrated
 from agentrl.select import dedupe
-from agentrl.select.rows import Selection, unusable
+from agentrl.select.rows import Selection, played
 from agentrl.types import Task
 from envs.partial import PartialCredit
 
@@ -160,17 +160,10 @@ async def demonstrations(
 ) -> Selection:
     """The environment's solutions that are right when they are played (one a problem)."""
     rollout = replay(env.demonstrations, max_calls=max_calls)
-    chosen = Selection()
     trees = await phases.collect(
         "demonstrations", env, rollout, policy, tasks=demonstrated(env, tasks)
     )
-    for tree, attempt in evaluate.final(trees):
-        wrong = unusable(attempt) or (None if evaluate.right(attempt) else "wrong when played")
-        if wrong is None:
-            chosen.kept.append((tree, attempt))
-        else:
-            chosen.dropped[wrong] += 1
-    return chosen
+    return played(evaluate.final(trees))
 
 
 def _ppo(config: Config) -> ppo.Config:

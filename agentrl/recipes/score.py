@@ -41,10 +41,11 @@ from agentrl.recipes._online import (
     timings,
     update,
 )
+from agentrl.recipes._phases import adapted
 from agentrl.recipes._whole import conclude, once, splits
 from agentrl.rollouts import self_correct
 from agentrl.rollouts.self_correct import INSTRUCTIONS
-from agentrl.train import Reference, Row, TrainConfig, Trainer, adapt
+from agentrl.train import Reference, Row, TrainConfig, Trainer
 from agentrl.train.online import Method, credited_rows
 from agentrl.train.setup import seed_all
 from agentrl.tree import Tree, derive_seed
@@ -202,8 +203,7 @@ async def learn(
     if config.offline_ratio:
         name = f"{policy.name}-base"
         base = HFPolicy(copy.deepcopy(policy.model).eval(), policy.tokenizer, name=name)
-    if setup.lora is not None:
-        policy = await policy.over(adapt(policy.model, setup.lora))
+    policy = await adapted(policy, setup.lora)
     reference = Reference(policy.model)
     attempting = functools.partial(
         collect,

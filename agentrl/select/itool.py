@@ -38,12 +38,13 @@ def levels(difficulties: Sequence[float], n: int = 3) -> list[list[int]]:
     return [level for level in found if level]
 
 
-def has_call(answer: str) -> bool:
-    """True if the answer calls a tool, in any notation that is read (`agentrl.toolcalls`).
+def calls_in(answer: str) -> int:
+    """How many tool calls an answer makes, in any notation that is read (`agentrl.toolcalls`).
 
-    The released code looks for a `)`, which stands in sentences, too, and in no call in JSON.
+    The released code takes an answer with a `)` for one with calls: it stands in sentences, too,
+    and in no call in JSON.
     """
-    return bool(written_calls(answer))
+    return len(written_calls(answer))
 
 
 def deficient(

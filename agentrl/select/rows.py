@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from agentrl.chat import Chat
 from agentrl.config import write_atomic
 from agentrl.errors import ConfigError, DataError
-from agentrl.evaluate import Graded
+from agentrl.evaluate import Graded, right
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Message, Pair, Sample, Source, ToolSpec
 
@@ -42,6 +42,18 @@ def unusable(attempt: Attempt) -> str | None:
     if attempt.truncated:
         return "truncated"
     return "not scored" if attempt.reward is None else None
+
+
+def played(graded: Iterable[Graded]) -> Selection:
+    """Of given answers that were played in their environment, those that are right."""
+    chosen = Selection()
+    for tree, attempt in graded:
+        wrong = unusable(attempt) or (None if right(attempt) else "wrong when played")
+        if wrong is None:
+            chosen.kept.append((tree, attempt))
+        else:
+            chosen.dropped[wrong] += 1
+    return chosen
 
 
 def path_sample(tree: Tree, attempt: Attempt, train_on: Collection[Source] = TRAINABLE) -> Sample:

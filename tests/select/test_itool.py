@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError, DataError
-from agentrl.select.itool import FILTERS, deficient, difficulty, has_call, levels
+from agentrl.select.itool import FILTERS, calls_in, deficient, difficulty, levels
 
 
 def test_difficulty_is_the_schema_and_fifty_a_call():
@@ -69,11 +69,11 @@ def test_what_cannot_be_ranked_is_refused():
 def test_a_bracket_in_a_sentence_is_no_call_as_it_is_in_the_released_code():
     sentence = "None of my tools (all three) can do this."
     assert ")" in sentence, "the released code takes this for a call"
-    assert not has_call(sentence)
+    assert calls_in(sentence) == 0
     json_call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     assert ")" not in json_call, "and this for none"
-    assert has_call(json_call)
-    assert has_call("<|tool_call_start|>[f(a=1)]<|tool_call_end|>")
+    assert calls_in(json_call) == 1
+    assert calls_in("<|tool_call_start|>[f(a=1), g()]<|tool_call_end|>") == 2
 
 
 @pytest.mark.parametrize(
