@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agentrl.chat import Chat
     from agentrl.evaluate import Graded
     from agentrl.record import Tree
+    from agentrl.train import TrainConfig
     from agentrl.types import Pair, Sample
 
 
@@ -41,6 +42,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
         "cap",
         "duplicates",
     ),
+    "answers": (),
     "rise": ("keep", "improved_only", "max_length", "tau", "baseline", "agg", "cap", "unit_mean"),
 }
 """The selectors that read trees alone, with their settings."""
@@ -104,7 +106,7 @@ def _selected(
     method: str, graded: Sequence[Graded], chat: Chat, given: dict[str, Any]
 ) -> tuple[list[Sample], Counter[str]]:
     """The rows that a selector makes of attempts, and why it left others out."""
-    from agentrl.select import dart, hint_rft, ledex, leti, raft, rise, superhf
+    from agentrl.select import dart, hint_rft, ledex, leti, raft, rewards, rise, superhf
 
     if method == "hint_rft":
         hinted = hint_rft.select(graded, chat, **given)
@@ -116,6 +118,8 @@ def _selected(
         which = {name: given.pop(name) for name in rules if name in given}
         turns = rise.select([tree for tree, _ in graded], **which)
         return turns.samples(**given), turns.dropped
+    if method == "answers":
+        return rewards.answers(graded)
     if method == "leti":
         told = leti.rows(graded, chat, **given)
         return told.samples, told.dropped
@@ -181,7 +185,11 @@ def add_train(commands: Any) -> None:
         "agentrl train dpo --data pairs.jsonl --model smollm2 lr=1e-6 loss.beta=0.05 "
         "--out runs/dpo",
     )
-    c.add_argument("method", help="sft, dpo, or another loss (agentrl list losses)")
+    c.add_argument(
+        "method",
+        help="sft, dpo, or another loss (agentrl list losses); reward: a reward model, of pairs or "
+        "of rows of select answers; preference: a judge of two answers, of pairs",
+    )
     c.add_argument("--data", type=Path, required=True, help="JSON lines of rows")
     c.add_argument("--model", default="smollm2")
     c.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the model")
@@ -193,18 +201,26 @@ def add_train(commands: Any) -> None:
 def run_train(options: argparse.Namespace) -> int:
     """`agentrl train`."""
     from agentrl.engines.models import load_model
-    from agentrl.select import rows
+    from agentrl.select import rewards, rows
     from agentrl.train import TrainConfig, export, objective, train
     from agentrl.train.adapter import routes_rows
     from agentrl.train.distributed import joined
 
     given = settings.pairs(options.settings)
     own = {k.removeprefix("loss."): given.pop(k) for k in list(given) if k.startswith("loss.")}
-    config, goal = settings.build(TrainConfig, given), objective(options.method, **own)
-    data: Any = rows.read_pairs(options.data) if goal.members > 1 else rows.read(options.data)
-    tokenizer = chat_of(options.model).tokenizer
-    made_with = {s.meta.get("tokenizer") for unit in goal.units(data) for s in unit}
-    _require_tokenizer(made_with, tokenizer, f"the rows in {options.data}", options.model)
+    config, chat = settings.build(TrainConfig, given), chat_of(options.model)
+    if options.method == "reward":
+        if own:
+            raise unknown("option of training a reward model:", f"loss.{next(iter(own))}", ())
+        return _train_reward(options, config, chat.tokenizer)
+    contests = options.method == "preference"
+    goal = objective("sft" if contests else options.method, **own)
+    paired = contests or goal.members > 1
+    data: Any = rows.read_pairs(options.data) if paired else rows.read(options.data)
+    tokenizer = chat.tokenizer
+    _require_tokenizer(_makers(data), tokenizer, f"the rows in {options.data}", options.model)
+    data = rewards.contests(data, chat) if contests else data
+    goal.units(data)  # data of another kind are refused before the model is loaded
     method = str((config.lora or {}).get("method", "")).lower()
     with joined() as ranks:
         model = load_model(options.model, bits=4 if method == "qlora" else None)
@@ -224,6 +240,36 @@ def run_train(options: argparse.Namespace) -> int:
             what = "model" if merge or config.lora is None else "adapter"
             print(f"{len(data)} rows; the {what} is in {options.out / 'model'}")
     return 0
+
+
+def _train_reward(options: argparse.Namespace, config: TrainConfig, tokenizer: Any) -> int:
+    """A reward model, of pairs or of the answers to each task that are right and wrong."""
+    from agentrl.engines.models import load_model
+    from agentrl.select import rows
+    from agentrl.train.distributed import joined
+    from agentrl.train.reward import export_reward, train_reward
+
+    read: Any = rows.read_pairs if rows.are_pairs(options.data) else rows.read
+    data = read(options.data)
+    _require_tokenizer(_makers(data), tokenizer, f"the rows in {options.data}", options.model)
+    with joined() as ranks:
+        model, folder = load_model(options.model, dtype="float32"), options.out / "checkpoints"
+        result = train_reward(model, data, config, folder, options.resume)
+        if ranks.main:
+            card = result.facts("reward model", f"{len(data)} rows of {options.data.name}")
+            export_reward(result.model, options.out / "model", tokenizer, card)
+            right = result.metrics[-1]["accuracy"]
+            print(f"{len(data)} rows; {right:.1%} in the right order in the last step")
+            print(f"the reward model is in {options.out / 'model'}")
+    return 0
+
+
+def _makers(data: Sequence[Sample] | Sequence[Pair]) -> set[Any]:
+    """The fingerprints of the tokenizers that rows were made with."""
+    from agentrl.types import Pair
+
+    sides = ([one.chosen, one.rejected] if isinstance(one, Pair) else [one] for one in data)
+    return {sample.meta.get("tokenizer") for samples in sides for sample in samples}
 
 
 def add_report(commands: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from agentrl.commands.collecting import collected, print_result, sampling_options
 from agentrl.commands.common import command_of
 from agentrl.errors import AgentRLWarning, ConfigError
+from agentrl.evaluate.turns import SCORE
 from agentrl.record import Tree
 
 IN_TURNS = "rise"
@@ -45,6 +46,11 @@ def add_eval(commands: Any) -> None:
         metavar=("A", "B"),
         help="two folders of --out: by how much B is better on the same problems",
     )
+    c.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="a reward model's folder, or pairwise:POLICY: what it would choose of --samples K",
+    )
     c.set_defaults(run=run_eval, rollout=None)
 
 
@@ -63,6 +69,8 @@ def run_eval(options: argparse.Namespace) -> int:
         run.settings = [*options.settings, f"rollout.turns={options.turns}"]
     run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
     trees = asyncio.run(collected(run, evaluating=True))
+    if options.reward:
+        asyncio.run(_score(trees, options.reward, options.policy))
     summary = evaluate.summarize(evaluate.final(trees))
     result = {**summary, **evaluate.turn_metrics(trees)}
     if options.out:
@@ -91,6 +99,20 @@ def _check(options: argparse.Namespace) -> None:
             category=AgentRLWarning,
             stacklevel=2,
         )
+
+
+async def _score(trees: Sequence[Tree], reward: str, policy: str) -> None:
+    """Note at each attempt what the reward model says of it."""
+    from agentrl import evaluate
+    from agentrl.commands.data import chat_of
+    from agentrl.rewards import load_reward
+    from agentrl.select.rewards import scores
+
+    graded = evaluate.final(trees)
+    found = await scores(graded, load_reward(reward), chat_of(policy))
+    for (_, attempt), score in zip(graded, found, strict=True):
+        if score is not None:
+            attempt.metrics[SCORE] = score
 
 
 def _trees(folder: Path) -> list[Tree]:
@@ -132,7 +154,8 @@ def print_turns(result: Mapping[str, Any]) -> None:
         _print_table("from 1 to", range(2, turns + 1), lines, {**metrics, **first})
     lines = {"parallel": "m{}@t1", "sequential": "m1@t{}", "mixed": "mixed@{}"}
     if turns > 1 or samples > 1:
-        more = {"pass": "pass@{}", "majority": "majority@{}"} if samples > 1 else {}
+        names = ("pass", "majority", "rm", "weighted") if samples > 1 else ()
+        more = {name: f"{name}@{{}}" for name in names}
         _print_table("samples", range(2, max(turns, samples) + 1), {**lines, **more}, metrics)
     if result["oracle"]:
         print("An oracle ended attempts at right answers: what the model does alone is not known.")

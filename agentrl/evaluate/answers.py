@@ -13,12 +13,14 @@ _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+))(\.\d*)?")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One graded answer. `answer` is what the environment read in it, '' where it found none."""
+    """One graded answer. `answer` is what the environment read in it, '' where it found none;
+    `score` what a reward model said of the attempt (of its last answer)."""
 
     answer: str
     right: bool
     truncated: bool = False
     text: str | None = None
+    score: float | None = None
 
 
 def turns_of(attempt: Attempt) -> list[Turn] | None:

@@ -13,13 +13,15 @@ problem. Names, with t a turn and k a number of samples:
   `gain@t5` = m1@t5 - m1@t1, `sequential_gain@t5` = m1@t5 - m5@t1, which cost the same samples.
 - `mixed@4`: the majority of 2 second answers, each made after a first one of its own (SCoRe,
   section 6, on inference-compute scaling), to set against `m4@t1`.
-- `pass@k`, `majority@k`, `average@k` of k samples' last answers.
+- `pass@k`, `majority@k`, `average@k` of k samples' last answers; where a reward model scored all of
+  them (`metrics["reward_score"]`) `rm@k`, the one it finds best (Qwen2.5-Math, arXiv 2409.12122),
+  and `weighted@k`, the vote in which each has the sigmoid of its score for a weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,11 +36,14 @@ from agentrl.evaluate.intervals import (
     bootstrap,
     permutation,
 )
-from agentrl.evaluate.votes import voted_right
+from agentrl.evaluate.votes import rm_at_k, sigmoid, voted_right
 from agentrl.record import Tree
 
 Samples = Sequence[Sequence[Turn]]
 """What was sampled for one problem: attempts, each a list of answers."""
+
+SCORE = "reward_score"
+"""The key of `Attempt.metrics` that holds a reward model's score."""
 
 CHANGES = ("delta", "gain", "sequential_gain")
 """Metrics that are differences, from -1 to 1; all others are shares."""
@@ -78,6 +83,7 @@ def read(trees: Iterable[Tree]) -> Answers:
         elif (turns := turns_of(attempt)) is None:
             unscored += 1
         else:
+            turns[-1] = replace(turns[-1], score=attempt.metrics.get(SCORE))
             problems.setdefault(tree.task.id, []).append(turns)
             runs.append((turns, bool(attempt.metrics.get("oracle", True))))
     longest = max((len(run) for run, _ in runs), default=1)
@@ -136,6 +142,11 @@ def _metrics(answers: Answers) -> dict[str, Metric]:
     for k in _powers(answers.samples):
         found[f"pass@{k}"] = partial(_pass, k=k)
         found[f"majority@{k}"] = _groups(k, lambda run: run[-1])
+    runs = [run for samples in answers.problems.values() for run in samples]
+    if runs and all(run[-1].score is not None for run in runs):
+        for k in _powers(answers.samples):
+            found[f"rm@{k}"] = partial(_chosen, k=k)
+            found[f"weighted@{k}"] = _groups(k, lambda run: run[-1], weighted=True)
     found[f"average@{answers.samples}"] = _mean(lambda run: run[-1].right)
     return found
 
@@ -173,13 +184,15 @@ def _mean(of_run: Callable[..., float | None]) -> Metric:
     return metric
 
 
-def _groups(k: int, answer: Callable[[Sequence[Turn]], Turn]) -> Metric:
-    """How often the majority of k samples is right, over as many groups of k as there are."""
+def _groups(k: int, answer: Callable[[Sequence[Turn]], Turn], *, weighted: bool = False) -> Metric:
+    """How often the majority of k samples is right, over as many groups of k as there are; with
+    `weighted` each vote weighs what the reward model's score says."""
 
     def metric(samples: Samples) -> float | None:
         chosen = [answer(run) for run in samples]
-        starts = range(0, len(chosen) - k + 1, k)
-        found = [voted_right(chosen[i : i + k]) for i in starts]
+        weights = [sigmoid(turn.score or 0.0) if weighted else 1.0 for turn in chosen]
+        parts = (slice(i, i + k) for i in range(0, len(chosen) - k + 1, k))
+        found = [voted_right(chosen[part], weights[part]) for part in parts]
         return sum(found) / len(found) if found else None
 
     return metric
@@ -196,6 +209,12 @@ def _difference(a: Metric, b: Metric) -> Metric:
 def _pass(samples: Samples, k: int) -> float | None:
     n = len(samples)
     return pass_at_k(n, sum(run[-1].right for run in samples), k) if n >= k else None
+
+
+def _chosen(samples: Samples, k: int) -> float | None:
+    ends = [run[-1] for run in samples]
+    scores = [turn.score for turn in ends if turn.score is not None]
+    return rm_at_k(scores, [turn.right for turn in ends], k) if len(ends) >= k else None
 
 
 def _powers(n: int) -> list[int]:

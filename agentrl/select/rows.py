@@ -138,6 +138,15 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     return _read(path, pair_of)
 
 
+def are_pairs(path: str | os.PathLike[str]) -> bool:
+    """True if the file's first row is a pair. Raises DataError if it cannot be read."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return '"chosen"' in file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
 EXTRA = ("advantages", "logprobs", "ref_logprobs")
 
 
