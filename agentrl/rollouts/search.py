@@ -18,15 +18,20 @@ step that is taken in it: `fork`, `replay`, or `auto`, which forks where the epi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agentrl.errors import unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.searching import at_least_one, searching
 from agentrl.search import strategies
 from agentrl.search.core import Search
+from agentrl.search.evaluators import reference_of
 from agentrl.search.parts import Judge
+from agentrl.search.rules import NEAR
 from agentrl.search.table import State
 from agentrl.search.units import UNITS, Units
 from agentrl.search.worlds import Restore
+from agentrl.types import Task
 
 
 def _units(unit: str, step_tokens: int) -> Units:
@@ -46,6 +51,8 @@ def mcts(
     iterations: int = 8,
     first: int = 4,
     c: float = 1.0,
+    near: float = NEAR,
+    gold: Callable[[Task], str] | None = None,
     judge: str | Judge | None = "self",
     outcome: bool = True,
     reference: bool = False,
@@ -60,13 +67,24 @@ def mcts(
     """MCTS-DPO's search (arXiv 2405.00451); see `agentrl.search.strategies.mcts`.
 
     `b1` steps are drawn at the prompt, `b2` elsewhere, and an iteration goes `depth` steps down.
+    Steps more alike than `near` are one. `gold` gives a task's reference solution, whose steps are
+    among those drawn on the path that follows it.
     """
     units = _units(unit, step_tokens)
     at_least_one("mcts", b1=b1, b2=b2, depth=depth, iterations=iterations, first=first)
 
     async def run(search: Search) -> State:
         return await strategies.mcts(
-            search, units, b1=b1, b2=b2, depth=depth, iterations=iterations, first=first, c=c
+            search,
+            units,
+            b1=b1,
+            b2=b2,
+            depth=depth,
+            iterations=iterations,
+            first=first,
+            c=c,
+            near=near,
+            gold=None if gold is None else gold(search.cursor.tree.task),
         )
 
     return searching(
@@ -75,6 +93,7 @@ def mcts(
         judge=judge,
         outcome=outcome,
         reference=reference,
+        shown=gold is not None,
         max_tokens=max_tokens,
         seconds=seconds,
         at_once=at_once,
@@ -92,6 +111,7 @@ def itool(
     group: int = 2,
     depth: int = 3,
     judge: str | Judge | None = "grades",
+    values: bool = True,
     outcome: bool = False,
     at_once: int = 1,
     folder: str | None = None,
@@ -101,12 +121,15 @@ def itool(
 ) -> Rollout:
     """iTool's search over fragments of native calls (arXiv 2501.09766), for collecting: it is
     graded with the reference in view, by the policy (`judge="grades"`) or by comparing the calls
-    (`judge="calls"`)."""
+    (`judge="calls"`). With `values`, where the judge sees the reference, a new step has a value by
+    its overlap with it."""
     at_least_one("itool", iterations=iterations, width=width, group=group, depth=depth)
 
     async def run(search: Search) -> State:
+        shown = values and search.judge is not None and search.judge.reference
+        gold = reference_of(search.cursor.tree.task) if shown else None
         return await strategies.itool(
-            search, iterations=iterations, width=width, group=group, depth=depth
+            search, iterations=iterations, width=width, group=group, depth=depth, gold=gold
         )
 
     return searching(

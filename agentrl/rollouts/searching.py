@@ -77,7 +77,8 @@ def searching(
             chosen = await run(search)
             search.table.chosen = chosen.id
             for state in search.table.states:
-                if state.outcome is not None and state is not chosen:
+                own = not all(s.gold for s in search.table.path(state)[1:])
+                if state.outcome is not None and state is not chosen and own:
                     await graded.record(state)
             await graded.record(chosen)
             search.done()

@@ -19,23 +19,13 @@ from typing import Any, TypeVar
 from agentrl.search import disk
 from agentrl.search.parts import Alike, Budget, Grade, Judge, Place, Strategy
 from agentrl.search.stage import Answer, Stage
+from agentrl.search.steps import Draw, gold_step
 from agentrl.search.table import Acted, State, Table
 from agentrl.search.units import WHOLE, Unit, Units
 from agentrl.tree import Cursor, Tree, derive_seed
 from agentrl.types import Message, Node
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Draw:
-    """A step that was sampled: where it ends, what it cost, and what it asks the environment for.
-    `times` counts the draws that were the same."""
-
-    cursor: Cursor
-    tokens: int
-    message: Message | None
-    times: int = 1
 
 
 @dataclass(slots=True)
@@ -107,11 +97,13 @@ class Search:
         greedy: bool = False,
         top_k: int | None = None,
         alike: Alike | None = None,
+        gold: str | None = None,
     ) -> list[State]:
         """Draw `n` more steps in `state`; returns those that are new (equal ones are dropped, and
         those whose texts are `alike`).
 
-        The first that is ever drawn there is greedy if `greedy`. What the steps ask the environment
+        The first that is ever drawn there is greedy if `greedy`. The next step of the reference
+        `gold` is among them where the path is how that begins. What the steps ask the environment
         for is carried out, once a step. Where the turn has no room left, there are none, and the
         state is a finished, truncated path.
         """
@@ -121,14 +113,18 @@ class Search:
             for i in range(first, first + n)
         )
         self.table.tokens += sum(d.tokens for d in draws)
+        if gold is not None and not self._earlier(self._turn(state)):
+            stops, acts = units(state.depth).stops, len(self.table.acts(state))
+            given = await gold_step(self.at(state), gold, stops, self.stage, acts)
+            draws += [given] if given else []
         made = await self._enter(state, self._distinct(state, draws, alike))
         if not state.children:
             state.terminal = state.truncated = True
         return made
 
-    def _distinct(self, state: State, draws: Sequence[_Draw], alike: Alike | None) -> list[_Draw]:
+    def _distinct(self, state: State, draws: Sequence[Draw], alike: Alike | None) -> list[Draw]:
         """The draws that say something new."""
-        known: dict[tuple[int, ...], State | _Draw] = {
+        known: dict[tuple[int, ...], State | Draw] = {
             self._ids(state, s.said): s for s in self.table.children(state)
         }
         fresh = []
@@ -136,7 +132,8 @@ class Search:
             ids = self._ids(state, draw.cursor.node)
             same = self._same(ids, known, alike)
             if same is not None:
-                same.times += 1
+                same.times += not draw.gold
+                same.gold = same.gold or (draw.gold and ids in known)
             elif ids:
                 known[ids] = draw
                 fresh.append(draw)
@@ -153,7 +150,7 @@ class Search:
 
     async def _draw(
         self, state: State, number: int, unit: Unit, greedy: bool, top_k: int | None
-    ) -> _Draw:
+    ) -> Draw:
         cursor = self.at(state)
         cursor.seed = derive_seed(self.cursor.seed, *_place(self.table, state), number)
         changes: dict[str, Any] = {"temperature": 0.0} if greedy else {}
@@ -172,9 +169,9 @@ class Search:
             if message is not None or sampled.completion.finish_reason != "stop":
                 break
             parts += sampled.stop in unit.stops  # what the stage stops at is no end of a step
-        return _Draw(cursor, cursor.sampled_tokens - before, message)
+        return Draw(cursor, cursor.sampled_tokens - before, message)
 
-    async def _enter(self, state: State, draws: Sequence[_Draw]) -> list[State]:
+    async def _enter(self, state: State, draws: Sequence[Draw]) -> list[State]:
         """The draws as states, with what the environment answered: asked together, in their order
         in the tree."""
         answers = await together(self._answer(state, draw.message) for draw in draws)
@@ -200,7 +197,7 @@ class Search:
         answer = await self.stage.answer(self.table, state, message)
         return answer is None, answer
 
-    def _add(self, parent: State, draw: _Draw, said: int, acted: Acted | None) -> State:
+    def _add(self, parent: State, draw: Draw, said: int, acted: Acted | None) -> State:
         nodes, cursor = self._between(parent, said), draw.cursor
         found = [x for n in nodes for x in n.logprobs or ()]
         tokens = sum(len(n.token_ids) for n in nodes)
@@ -212,10 +209,11 @@ class Search:
             cursor.node,
             parent,
             tokens=tokens,
-            logprob=sum(found) if len(found) == tokens else None,
+            logprob=sum(found) if len(found) == tokens else draw.logprob,
             terminal=ended or full,
             truncated=full and not ended,
             times=draw.times,
+            gold=draw.gold,
             said=said,
             acted=acted,
         )
@@ -307,6 +305,7 @@ class Search:
                 greedy=strategy.greedy,
                 top_k=strategy.top_k,
                 alike=strategy.alike,
+                gold=strategy.gold,
             )
             if state.children:
                 strategy.priors(self.table.children(state))

@@ -70,7 +70,7 @@ class Strategy:
     it ends at the first state without children, which is judged then (with a look `ahead`) and
     expanded. `widen` says whether a state gets one more step before one is chosen. The first step
     drawn in a state is greedy if `greedy`; the others take at most `top_k` tokens. Steps that are
-    `alike` are one.
+    `alike` are one. The next step of the reference `gold` is among those drawn where it can be.
     """
 
     name: str
@@ -87,3 +87,4 @@ class Strategy:
     greedy: bool = False
     top_k: int | None = None
     alike: Alike | None = None
+    gold: str | None = None

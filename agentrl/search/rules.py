@@ -7,10 +7,13 @@ are of a step, `parent_n` counts the visits of the state that it is taken in.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 SIMILAR, SHARE = 0.95, 0.2  # RAIN
+NEAR = 0.99
+"""Steps that are more alike than this are one (MCTS-DPO)."""
 
 
 def puct(q: float, n: float, prior: float, parent_n: float, c: float = 1.0) -> float:
@@ -68,6 +71,13 @@ def step_value(confidence: float, depth_parent: int, value_parent: float) -> flo
     return confidence / max(depth_parent - 3, 1) if confidence else value_parent
 
 
+def outcome_value(outcome: float, *, novel: bool = False) -> float:
+    """MCTS-DPO: what a finished path's outcome (0 to 1) adds to its value, from -1 to 1; a right
+    one that is not the reference's text (`novel`) adds 1.25."""
+    value = 2 * outcome - 1
+    return 1.25 * value if novel and value == 1 else value
+
+
 def mean_of_steps(steps: Sequence[tuple[float, float]]) -> float:
     """`sum max(1, n) q / sum max(1, n)` over (n, q) of a state's steps: MCTS-DPO's back-up."""
     weights = [max(1.0, n) for n, _ in steps]
@@ -95,6 +105,19 @@ def grade_value(a: float, b: float, c: float, d: float) -> float:
     return (a + 0.1 * b - c - 2 * d) / 4
 
 
+def ends_calls(text: str) -> bool:
+    """True if a list of calls ends with `text`, in Python's notation or in JSON."""
+    return text.rstrip().endswith((")]", "}]", "}</tool_call>", "}\n</tool_call>"))
+
+
+def fragment_value(fragment: str, gold: str) -> float:
+    """iTool's value of a new fragment: 0.1 if the end of a list of calls is at the end of both or
+    of neither, else -0.1; and the share of its words and signs that `gold` has, less 0.5."""
+    ends = 0.1 if ends_calls(fragment) == ends_calls(gold) else -0.1
+    said, wanted = (set(re.findall(r"\w+|[^\w\s]", text)) for text in (fragment, gold))
+    return ends + _overlap(said, wanted) - 0.5
+
+
 def group_length(depth: int) -> int:
     """How many tokens a group at this depth has in RAIN: 1, 2, 4, then 10."""
     return (1, 2, 4)[depth] if depth < 3 else 10
@@ -102,7 +125,10 @@ def group_length(depth: int) -> int:
 
 def overlap(a: str, b: str) -> float:
     """The words that two texts share, over the number of the one that has fewer; 0 without any."""
-    ours, theirs = set(a.split()), set(b.split())
+    return _overlap(set(a.split()), set(b.split()))
+
+
+def _overlap(ours: set[str], theirs: set[str]) -> float:
     least = min(len(ours), len(theirs))
     return len(ours & theirs) / least if least else 0.0
 

@@ -35,9 +35,24 @@ def most_visited(table: Table, state: State) -> State | None:
 
 
 def mcts_strategy(
-    units: Units, *, b1: int, b2: int, depth: int, c: float = 1.0, gamma: float = 1.0
+    units: Units,
+    *,
+    b1: int,
+    b2: int,
+    depth: int,
+    c: float = 1.0,
+    gamma: float = 1.0,
+    near: float = rules.NEAR,
+    similarity: Callable[[str, str], float] = rules.cosine,
+    gold: str | None = None,
 ) -> Strategy:
-    """MCTS-DPO (arXiv 2405.00451; constants and back-up of the released code)."""
+    """MCTS-DPO (arXiv 2405.00451; constants and back-up of the released code).
+
+    Steps of one state whose `similarity` is above `near` are one (BERTScore's F in the released
+    code; of characters here unless you give another). `gold` is a reference solution, whose next
+    step is among those drawn where the path follows it; a right path that is not its text is worth
+    1.25.
+    """
 
     def score(table: Table, state: State) -> float:
         parent = table.parent(state)
@@ -52,7 +67,8 @@ def mcts_strategy(
         parent = table.parent(state)
         state.estimate = rules.step_value(state.confidence or 0.0, parent.depth, parent.estimate)
         if state.outcome is not None:
-            state.estimate += 2 * state.outcome - 1
+            own = gold is not None and not all(s.gold for s in table.path(state)[1:])
+            state.estimate += rules.outcome_value(state.outcome, novel=own)
         state.reward = state.estimate - parent.estimate
         state.q = parent.value + state.reward
 
@@ -68,11 +84,32 @@ def mcts_strategy(
     def width(state: State) -> int:
         return b2 if state.depth else b1
 
-    return Strategy("mcts", units, width, score, priors, created, backup, depth=depth)
+    return Strategy(
+        "mcts",
+        units,
+        width,
+        score,
+        priors,
+        created,
+        backup,
+        depth=depth,
+        alike=lambda a, b: similarity(a, b) > near,
+        gold=gold,
+    )
 
 
-def itool_strategy(*, width: int = 3, group: int = 2, depth: int = 3, w: float = 1.0) -> Strategy:
-    """iTool (arXiv 2501.09766): argument by argument; what a path earns is added along it."""
+def itool_strategy(
+    *,
+    width: int = 3,
+    group: int = 2,
+    depth: int = 3,
+    w: float = 1.0,
+    first_value: Callable[[State], float] = lambda s: 0.0,
+) -> Strategy:
+    """iTool (arXiv 2501.09766): argument by argument; what a path earns is added along it.
+
+    `first_value` is what a step is worth before its first visit (`rules.fragment_value`).
+    """
     units = fragments(group, depth)
 
     def score(table: Table, state: State) -> float:
@@ -83,6 +120,9 @@ def itool_strategy(*, width: int = 3, group: int = 2, depth: int = 3, w: float =
     def priors(siblings: Sequence[State]) -> None:
         for s in siblings:
             s.prior = 1.0 if s.logprob is None else rules.mean_prior(s.logprob, s.tokens)
+
+    def created(table: Table, state: State) -> None:
+        state.q = first_value(state)
 
     def backup(table: Table, path: Sequence[State], value: float | None) -> None:
         for state in path:
@@ -96,7 +136,7 @@ def itool_strategy(*, width: int = 3, group: int = 2, depth: int = 3, w: float =
         lambda s: width,
         score,
         priors,
-        _nothing,
+        created,
         backup,
         judge_new=False,
         ahead=units(0),
@@ -221,20 +261,35 @@ async def mcts(
     iterations: int = 8,
     first: int = 4,
     c: float = 1.0,
+    near: float = rules.NEAR,
+    gold: str | None = None,
 ) -> State:
     """MCTS-DPO: `iterations` for each step of the answer, `first` times as many for the first one
     (64 and 4 in the released scripts)."""
-    strategy = mcts_strategy(units, b1=b1, b2=b2, depth=depth, c=c)
+    strategy = mcts_strategy(units, b1=b1, b2=b2, depth=depth, c=c, near=near, gold=gold)
     return await tree_search(
         search, strategy, wanted=lambda s: iterations if s.depth else iterations * first
     )
 
 
 async def itool(
-    search: Search, *, iterations: int = 5, width: int = 3, group: int = 2, depth: int = 3
+    search: Search,
+    *,
+    iterations: int = 5,
+    width: int = 3,
+    group: int = 2,
+    depth: int = 3,
+    gold: str | None = None,
 ) -> State:
-    """iTool: `iterations` from the prompt; the answer is the visited path of the highest values."""
-    strategy = itool_strategy(width=width, group=group, depth=depth)
+    """iTool: `iterations` from the prompt; the answer is the visited path of the highest values.
+
+    With the reference answer `gold`, a new step has a first value by its overlap with it.
+    """
+
+    def first_value(state: State) -> float:
+        return 0.0 if gold is None else rules.fragment_value(search.text(state), gold)
+
+    strategy = itool_strategy(width=width, group=group, depth=depth, first_value=first_value)
     search.table.strategy = strategy.name
     while search.table.here < iterations and search.budget.left(search.table):
         await search.wave(strategy, iterations - search.table.here)

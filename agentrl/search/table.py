@@ -53,10 +53,10 @@ class State:
 
     `node` is the tree's node at which it goes on, `said` that at which the step's own tokens end:
     they differ where the environment answered (`acted`). `parent` and `children` are ids of states,
-    `depth` counts steps from the prompt, `times` how often the step was drawn. `q` is the step's
-    value and `visits` its count (a fraction where similar siblings share), `full` counts whole
-    visits. `value` is that of the place, `confidence` what the judge said of it, `outcome` the
-    environment's grade of a finished path; None is "not judged".
+    `depth` counts steps from the prompt, `times` how often the step was drawn; one that is `gold`
+    is the reference's. `q` is the step's value and `visits` its count (a fraction where similar
+    siblings share), `full` counts whole visits. `value` is that of the place, `confidence` what the
+    judge said of it, `outcome` the environment's grade of a finished path; None is "not judged".
     `estimate` is what a judge's word is worth there, `reward` by how much the step raised it.
     `logprob` (nats) is the sum over the step's `tokens`.
     """
@@ -81,6 +81,7 @@ class State:
     truncated: bool = False
     drawn: int = 0
     times: int = 1
+    gold: bool = False
     said: int = -1
     acted: Acted | None = None
     children: list[int] = field(default_factory=list)

@@ -214,9 +214,10 @@ def _step(tree: Tree, table: Table, state: State, chat: Chat) -> _Side:
     start, own = table.parent(state).node, False
     ids: list[int] = []
     weights: list[float] = []
-    for node in tree.path(state.node):
+    for node in tree.path(state.said):
         ids += node.token_ids
-        weights += [float(own and node.source == "policy")] * len(node.token_ids)
+        said_here = own and (node.source == "policy" or "gold" in node.info)
+        weights += [float(said_here)] * len(node.token_ids)
         own = own or node.id == start
     said = [i for i, w in zip(ids, weights, strict=True) if w]
     value = state.q / max(state.visits, 1) if table.strategy == "itool" else state.q
