@@ -173,7 +173,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.busy[target] = True
         self.reserved[target] = need
         self.computed[target] = reuse
-        self.scored[target] = min(int(self.scored[target]), reuse)
+        same = min(reuse, max(int(shared[best]) - 1, 0))  # tokens whose successor is the same too
+        self.scored[target] = min(int(self.scored[target]), same)
         self.scoring[target] = scoring
         self._set_ids(target, ids_T)
         return target, reuse

@@ -247,6 +247,19 @@ def test_options_behind_one_prompt_compute_it_once() -> None:
     assert stats.tokens_scored == stats.tokens_computed == 103 + 3 * (1 + 3) + 1 + 1
 
 
+def test_a_row_that_was_sampled_from_is_scored_by_its_own_tokens() -> None:
+    """A prompt that leaves a scored sequence half way takes its row, and is scored afterwards."""
+    policy, ids = make(max_batch=1), prompt(7, 40)
+    other = [*ids[:20], 255 - ids[20], *prompt(8, 5)]
+
+    async def work(p: HFPolicy) -> Any:
+        await p.score(ids)
+        await p.sample(other, SamplingParams(max_tokens=1))
+        return await p.score(other)
+
+    assert close(run(policy, work), plain_logprobs(policy.model, other, 1))
+
+
 def test_without_its_cache_every_prompt_is_computed_whole() -> None:
     ids, policy = prompt(7, 100), make(prefix_cache=False)
     params = SamplingParams(max_tokens=4, temperature=0)
