@@ -132,6 +132,16 @@ class Converses(Protocol):
         ...
 
 
+@runtime_checkable
+class Ranks(Protocol):
+    """What a policy has beside `Policy` that tells its likeliest next tokens."""
+
+    async def top(self, token_ids: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """The `k` likeliest tokens after `token_ids` with their log-probabilities (nats, at
+        temperature 1), the likeliest first; all there are if there are fewer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a sandbox can do on this machine."""

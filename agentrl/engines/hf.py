@@ -175,6 +175,18 @@ class HFPolicy:
         assert isinstance(outcome, list)
         return outcome
 
+    async def top(self, token_ids: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """The `k` likeliest tokens after `token_ids`; see `agentrl.interfaces.Ranks`.
+
+        Raises as `sample` does.
+        """
+        ids = self._check_ids(token_ids, "prompt")
+        if k < 1:
+            raise ValueError(f"the {k} likeliest tokens: ask for 1 at least")
+        outcome = await self._ask(lambda done: Request(ids, SamplingParams(1), done, top=k))
+        assert isinstance(outcome, list)
+        return outcome
+
     async def update(self, weights: Mapping[str, Any]) -> None:
         """Copy `weights` (names of `model.state_dict()`, some or all) into the model in place.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.engines.hf_attention import Piece, Plan, Run, common_with_next, cut_runs, make_runs
-from agentrl.engines.hf_sampling import Drawn, StopFinder, draw, logprobs_of
+from agentrl.engines.hf_sampling import Drawn, StopFinder, draw, likeliest, logprobs_of
 from agentrl.engines.hf_slots import SlotCache
 from agentrl.errors import EngineError
 from agentrl.types import Completion, FinishReason, SamplingParams
@@ -57,21 +57,22 @@ class HFStats:
     seconds: float = 0.0
 
 
-Outcome = Completion | list[float] | BaseException
+Outcome = Completion | list[float] | list[tuple[int, float]] | BaseException
 
 _serials = itertools.count()
 
 
 @dataclass(eq=False)
 class Request:
-    """One call of `sample` (with `params`) or `score` (without). `done` is called exactly once,
-    in the worker thread, unless the request was cancelled."""
+    """One call of `sample` (with `params`) or `score` (without); with `top`, of `top`. `done` is
+    called exactly once, in the worker thread, unless the request was cancelled."""
 
     ids: list[int]
     params: SamplingParams | None
     done: Callable[[Outcome], None]
     stop: StopFinder | None = None
     cancelled: bool = False
+    top: int = 0
     slot: int = -1
     version: int = 0
 
@@ -338,8 +339,12 @@ class Engine:
         picked_BV = logits_OV if len(rows) == logits_OV.shape[0] else logits_OV[rows]
         params = [r.params for r in samplers if r.params is not None]
         uniforms = [r.random.random() for r in samplers if r.random is not None]
-        for request, drawn in zip(samplers, draw(picked_BV, params, uniforms), strict=True):
-            self._take_token(request, drawn)
+        drawn_B = draw(picked_BV, params, uniforms)
+        for request, drawn, logits_V in zip(samplers, drawn_B, picked_BV, strict=True):
+            if request.top and not drawn.fault:
+                self._leave(request, likeliest(logits_V, request.top))
+            else:
+                self._take_token(request, drawn)
 
     def _take_scores(self, request: Request, n: int, logits_NV: Tensor) -> None:
         end = int(self.cache.computed[request.slot])

@@ -86,6 +86,12 @@ def logprobs_of(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     return logits_NV.gather(1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
+def likeliest(logits_V: Tensor, k: int) -> list[tuple[int, float]]:
+    """The `k` likeliest tokens and their log-probabilities (nats), the likeliest first."""
+    found = logits_V.float().log_softmax(-1).topk(min(k, logits_V.shape[0]))
+    return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
+
 def _chunk_sums(mass_BV: Tensor) -> tuple[Tensor, Tensor]:
     """The rows cut into chunks `[B, C, E]`, and the sum of each chunk in fp64 `[B, C]`."""
     rows, vocab = mass_BV.shape

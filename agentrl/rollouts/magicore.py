@@ -157,9 +157,10 @@ async def scores(
         return value
 
     pieces = steps_of(text)
-    if pieces and isinstance(process, ByModel) and hasattr(process.model, "steps"):
+    model = process.model if isinstance(process, ByModel) and not process.raw else None
+    if pieces and hasattr(model, "steps"):
         whole = await ask(outcome, text, not cut)
-        return whole, await _steps(cursor, pieces, process.model)
+        return whole, await _steps(cursor, pieces, model)
     ends = accumulate(map(len, pieces))
     asked = [ask(outcome, text, not cut), *(ask(process, text[:end]) for end in ends)]
     found = await together(asked)
