@@ -185,6 +185,7 @@ def add_rollout(commands: Any) -> None:
 def run_rollout(options: argparse.Namespace) -> int:
     """`agentrl rollout`."""
     from agentrl import evaluate
+    from agentrl.search import statistics
 
     trees = asyncio.run(collected(options))
     if options.json:
@@ -195,6 +196,8 @@ def run_rollout(options: argparse.Namespace) -> int:
         print("searched with the reference answer in view: training data, without an accuracy")
     else:
         print_result(evaluate.summarize(evaluate.final(trees)))
+    if found := statistics(trees):
+        print(", ".join(f"{name} {value}" for name, value in found.items() if name != "strategies"))
     if options.out:
         print(f"{len(trees)} trees in {options.out}")
     return 0

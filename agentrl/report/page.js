@@ -301,7 +301,8 @@
     head.append(el("span", "ico o-" + it.outcome, ICON[it.outcome] + " " + it.outcome), el("h3", "", spaced(it.kind) || "Attempt"), el("span", "id", spaced(it.phase) + hinted(it) + " · " + it.task));
     const parts = [head, same(it), facts(it)];
     if (it.error) parts.push(el("div", "failure", "Failed in our hands, not scored: " + it.error));
-    if (it.tree) parts.push(sketch(it));
+    if (it.search !== undefined) parts.push(searched(data.searches[it.search], el));
+    else if (it.tree) parts.push(sketch(it));
     it.prompt.forEach(([role, text]) => parts.push(message(role, text)));
     const first = it.segments[0];
     if (first && first.s !== "policy") {

@@ -20,6 +20,7 @@ from agentrl.report.results import Result, Tile, details, groups, headline, tile
 from agentrl.report.svg import tone
 from agentrl.report.text import embed, esc, flatten, is_number, percent, short, words
 from agentrl.report.trajectories import Decode, payload
+from agentrl.search.counts import statistics
 
 MOST_ROWS = 400
 """Rows of a table of numbers; the files of the run have the rest."""
@@ -39,10 +40,11 @@ def render(
     """
     data = payload(trees, decode)
     what, numbers, how = headline(summary)
-    script = _part("page.js")
+    script = _part("search.js") + _part("page.js")
     sections = [
         _results(summary),
         _training(summary, metrics),
+        _searches(trees),
         _viewer(data) if data["items"] else "",
         _tables(summary, config),
     ]
@@ -162,6 +164,40 @@ def _viewer(data: Mapping[str, Any]) -> str:
             + "No tokenizer was at hand, so texts are shown as recorded, not token by token."
         )
     return _band("trajectories", "Trajectories", lead, _part("viewer.html"))
+
+
+_SEARCHED = {
+    "searches": "searches",
+    "states": "steps",
+    "visited": "of them visited",
+    "depth": "steps of an answer",
+    "visits": "visits of a prompt",
+    "sampled_tokens": "tokens sampled",
+    "unique_tokens": "of them different",
+    "calls": "calls run",
+    "replayed": "replayed",
+    "forked": "copied",
+    "lost": "lost",
+}
+
+
+def _searches(trees: Mapping[str, Sequence[Tree]]) -> str:
+    """What the searches of each phase did, where there were any."""
+    found = {phase: s for phase, grown in trees.items() if (s := statistics(grown))}
+    if not found:
+        return ""
+    head = "".join(f"<th>{h}</th>" for h in ("phase", "search", *_SEARCHED.values()))
+    rows = [
+        [words(phase), ", ".join(s["strategies"]), *(short(s[name]) for name in _SEARCHED)]
+        for phase, s in found.items()
+    ]
+    cells = ("".join(f"<td>{esc(c)}</td>" for c in row) for row in rows)
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
+    body = (
+        f'<div class="scroll"><table class="results"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{table}</tbody></table></div>"
+    )
+    return _band("search", "Search", "", body)
 
 
 def _tables(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:

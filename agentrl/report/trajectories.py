@@ -13,6 +13,7 @@ from typing import Any
 
 from agentrl.evaluate import right
 from agentrl.record import Tree, tokens_said
+from agentrl.report.searches import search_view
 from agentrl.report.text import embed, is_number, visible
 from agentrl.types import Attempt, Node
 
@@ -45,11 +46,13 @@ def payload(trees: Mapping[str, Sequence[Tree]], decode: Decode | None) -> dict[
     """Everything the viewer needs, within BUDGET bytes: fewer attempts where they are long."""
     views: dict[tuple[int, int], dict[str, Any]] = {}
     sizes: dict[tuple[int, int], int] = {}
+    searches: dict[int, dict[str, Any] | None] = {}
     limit = PER_PHASE
     while True:
         phases: list[dict[str, Any]] = []
         items: list[dict[str, Any]] = []
         size = 0
+        drawn: dict[int, int] = {}  # searches by their place, each in the page once
         for phase, grown in trees.items():
             attempts = [(tree, i) for tree in grown for i in range(len(tree.attempts))]
             chosen = choose(attempts, limit)
@@ -61,8 +64,18 @@ def payload(trees: Mapping[str, Sequence[Tree]], decode: Decode | None) -> dict[
                     sizes[key] = len(embed(views[key]))
                 size += sizes[key] + 60
                 items.append({"phase": visible(phase), **views[key]})
+                if id(tree) not in searches:
+                    searches[id(tree)] = search_view(tree, decode)
+                if (search := searches[id(tree)]) is not None:
+                    if id(tree) not in drawn:
+                        drawn[id(tree)] = len(drawn)
+                        size += len(embed(search))
+                    items[-1]["search"] = drawn[id(tree)]
         if limit <= 1 or size <= BUDGET:
-            return {"phases": phases, "items": items, "decoded": decode is not None}
+            shown: dict[str, Any] = {"phases": phases, "items": items}
+            if drawn:
+                shown["searches"] = [searches[tree] for tree in drawn]
+            return {**shown, "decoded": decode is not None}
         limit = max(1, min(limit - 1, limit * BUDGET // size))
 
 

@@ -7,7 +7,8 @@ iTool, RAIN, best-first, beam, best-of-n) and `evaluators` (who judges). As roll
 """
 
 from agentrl.search.core import Search
+from agentrl.search.counts import statistics
 from agentrl.search.parts import Budget, Judge, Place, Strategy
 from agentrl.search.table import State, Table
 
-__all__ = ["Budget", "Judge", "Place", "Search", "State", "Strategy", "Table"]
+__all__ = ["Budget", "Judge", "Place", "Search", "State", "Strategy", "Table", "statistics"]
