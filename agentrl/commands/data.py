@@ -35,6 +35,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
         "right_only",
         "soft",
         "length_penalty",
+        "by",
         "seed",
         "gap",
         "overlap",

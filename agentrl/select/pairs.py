@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 from statistics import fmean
 from typing import Any, Literal
 
@@ -31,10 +32,10 @@ from agentrl.tree import Tree, derive_seed
 from agentrl.types import Attempt, Pair, Sample
 
 Origin = Literal["siblings", "leaves", "attempts"]
-Negative = Literal["min_q", "random"]
+Negative = Literal["min_q", "random", "next", "any"]
 
 ORIGINS = ("siblings", "leaves", "attempts")
-NEGATIVES = ("min_q", "random")
+NEGATIVES = ("min_q", "random", "next", "any")
 TINY = 1e-9
 """What two differences may differ by and be equal: 0.5 - 0.4 is a gap of 0.1."""
 
@@ -115,18 +116,19 @@ def select(
     right_only: bool = False,
     soft: bool = False,
     length_penalty: float = 0.0,
+    by: str = "",
     filters: Filters | None = None,
     seed: int = 0,
 ) -> Pairs:
     """The pairs of `trees`.
 
-    Of siblings the best is chosen and, by `negative`, the worst rejected or any other (which is
-    what MCTS-DPO's released code does whatever its flag says). `levels`: where the path that the
+    `negative` says what is rejected (`choose`). `levels`: where the path that the
     search chose passes (MCTS-DPO), or wherever there are siblings (iTool). `right_only` takes trees
     whose last answer is right. `soft` gives each pair of siblings the probability that its label is
     wrong, from their visits (`agentrl.pairing.visit_flip`). `length_penalty` is taken off a reward
-    for every character (`max_min_p` of RLHF Workflow). Raises ConfigError for a name that does not
-    exist; DataError for siblings of trees that no search made.
+    for every character (`max_min_p` of RLHF Workflow); `by` names an attempt's metric that is
+    compared in the reward's place, such as a reward model's score. Raises ConfigError for a name
+    that does not exist; DataError for siblings of trees that no search made.
     """
     for what, name, known in (
         ("origin", origin, ORIGINS),
@@ -141,7 +143,7 @@ def select(
     kept = [t for t in trees if not right_only or _solved(t, made)]
     for group in _groups(kept, origin):
         found = 0
-        for sides in _choices(group, chat, origin, levels, length_penalty, made):
+        for sides in _choices(group, chat, origin, levels, (by, length_penalty), made):
             if filters.cap is not None and found >= filters.cap:
                 made.dropped["over the cap"] += 1
                 continue
@@ -171,7 +173,7 @@ def _choices(
     chat: Chat,
     origin: Origin,
     levels: str,
-    penalty: float,
+    worth: tuple[str, float],
     made: Pairs,
 ) -> list[list[_Side]]:
     """Sets of answers of which two may make a pair."""
@@ -179,18 +181,22 @@ def _choices(
         return _sibling_sets(group[0], chat, levels)
     sides = []
     for tree, attempt in ((t, a) for t in group for a in t.attempts):
-        if (reason := unusable(attempt)) is not None:
-            made.dropped[reason] += 1
+        reason, value = unusable(attempt), attempt.reward
+        if worth[0] and reason in (None, "not scored"):
+            value = attempt.metrics.get(worth[0])
+            reason = "not scored" if value is None else None
+        if reason is not None or value is None:
+            made.dropped[reason or "not scored"] += 1
         else:
-            sides.append(_answer(tree, attempt, chat, penalty))
+            sides.append(_answer(tree, attempt, chat, value, worth[1]))
     return [sides]
 
 
-def _answer(tree: Tree, attempt: Attempt, chat: Chat, penalty: float) -> _Side:
+def _answer(tree: Tree, attempt: Attempt, chat: Chat, value: float, penalty: float) -> _Side:
     sample = path_sample(tree, attempt, {"policy"})
     said = [i for i, w in zip(sample.token_ids, sample.weights, strict=True) if w]
     text = chat.decode(chat.without_end(said))
-    return _Side(sample, float(attempt.reward or 0.0) - penalty * len(text), text)
+    return _Side(sample, float(value) - penalty * len(text), text)
 
 
 def _sibling_sets(tree: Tree, chat: Chat, levels: str) -> list[list[_Side]]:
@@ -240,14 +246,11 @@ def _pair(
     if len(sides) < 2:
         made.dropped["nothing to compare with"] += 1
         return 0
-    best = max_min([s.value for s in sides])
-    if best is None:
+    picked = choose([s.value for s in sides], negative, lot)
+    if picked is None:
         made.dropped["of one value"] += 1
         return 0
-    chosen, rejected = sides[best[0]], sides[best[1]]
-    if negative == "random":
-        others = [s for s in sides if s is not chosen]
-        rejected = others[lot % len(others)]
+    chosen, rejected = (sides[i] for i in picked)
     reason = filters.reason(chosen.value, rejected.value, chosen.text, rejected.text)
     texts = (chosen.text, rejected.text)
     task = chosen.sample.meta["task"]
@@ -284,6 +287,30 @@ def _made(chosen: _Side, rejected: _Side, soft: bool, origin: Origin) -> Pair:
     if soft:
         meta[FLIP] = visit_flip(chosen.visits, rejected.visits)
     return suffix_only(pair)
+
+
+def choose(
+    values: Sequence[float | None], negative: Negative = "min_q", lot: int = 0
+) -> tuple[int, int] | None:
+    """The indices of a chosen and a rejected value; None where all are equal.
+
+    Chosen is the best, the first of equal ones; rejected by `negative` the worst (`min_q`; RLHF
+    Workflow's `max_min`), one that `lot` draws of all others (`random`; its `max_random`, and what
+    MCTS-DPO's released code does whatever its flag says), or the next best (`next`; its `max_max`).
+    `any` draws two and chooses the better (its `random`). What is drawn may be equal to the chosen
+    one. A value None takes no part. Raises DataError for a nan.
+    """
+    best = max_min(values)
+    if best is None or negative == "min_q":
+        return best
+    known = {i: v for i, v in enumerate(values) if v is not None}
+    if negative == "any":
+        one, other = sorted(Random(lot).sample(sorted(known), 2), key=lambda i: (-known[i], i))
+        return one, other
+    others = [i for i in known if i != best[0]]
+    if negative == "random":
+        return best[0], others[lot % len(others)]
+    return best[0], max(others, key=lambda i: (known[i], -i))
 
 
 def max_min(rewards: Sequence[float | None]) -> tuple[int, int] | None:

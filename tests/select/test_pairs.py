@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.chat import Chat
 from agentrl.cli import main
@@ -17,11 +19,12 @@ from agentrl.exchange import from_trl, to_trl
 from agentrl.pairing import FLIP, shared_prefix, visit_flip
 from agentrl.search.table import Table
 from agentrl.select import rows
-from agentrl.select.pairs import Filters, lowest, max_min, select
+from agentrl.select.pairs import NEGATIVES, Filters, choose, lowest, max_min, select
 from agentrl.store import TreeStore
 from agentrl.train import TrainConfig, ches, train
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Message, Pair, Sample, Task
+from tests.fakes import attempt_at
 
 CHAT = Chat(ByteTokenizer())
 TASK = Task("t0", (Message("user", "q"),), "fake", data={"answer": "1"})
@@ -161,6 +164,39 @@ def test_the_best_and_the_worst_reward_of_a_task():
     assert max_min([None, 0.5, 0.1]) == (1, 2)
     with pytest.raises(DataError, match="nan"):
         max_min([0.1, math.nan])
+
+
+def test_rlhf_workflow_the_selections():
+    values = [0.2, 0.9, -0.1, 0.9]
+    assert choose(values) == (1, 2)
+    assert {choose(values, "random", lot) for lot in range(3)} == {(1, 0), (1, 2), (1, 3)}
+    assert choose(values, "next") == (1, 3)  # as good: the filters leave it out
+    assert choose([0.2, 0.9, -0.1, 0.5], "next") == (1, 3)
+    drawn = {choose(values, "any", lot) for lot in range(60)}
+    assert drawn == {(1, 0), (0, 2), (3, 0), (1, 2), (1, 3), (3, 2)}
+
+
+@given(st.lists(st.none() | st.integers(-2, 2), max_size=5), st.sampled_from(NEGATIVES), st.data())
+def test_no_selection_pairs_an_answer_with_itself(values, negative, data):
+    known = [v for v in values if v is not None]
+    found = choose(values, negative, data.draw(st.integers(0, 9)))
+    if len(set(known)) < 2:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] != found[1]
+        assert values[found[0]] >= values[found[1]]
+
+
+def test_answers_are_compared_by_what_a_reward_model_says():
+    graded = [attempt_at("a", i, float(i), text=f"say {i}") for i in range(2)]
+    for (_, attempt), score in zip(graded, (3.0, 1.0), strict=True):
+        attempt.metrics["reward_score"] = score
+    trees = [*(tree for tree, _ in graded), attempt_at("a", 2, 1.0)[0]]
+    made = select(trees, CHAT, origin="attempts", by="reward_score")
+    assert made.pairs[0].meta["texts"] == ("say 0", "say 1")
+    assert made.pairs[0].meta["values"] == (3.0, 1.0)
+    assert made.dropped["not scored"] == 1
 
 
 def test_pairs_across_attempts_leave_out_what_is_no_answer():
