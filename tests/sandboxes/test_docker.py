@@ -521,3 +521,14 @@ def test_limits_of_one_session_do_not_bind_the_next(engine, go):
             assert (await one.run("bytearray(100 << 20)")).ok
 
     go(play())
+
+
+def test_a_search_in_containers_restores_states_by_replay(engine, go):
+    from tests.search.test_search_tools import check_states, in_a_sandbox
+
+    async def search():
+        async with box() as one:
+            options = {"unit": "call", "step_tokens": 200, "iterations": 6, "outcome": True}
+            return await in_a_sandbox(one, "mcts", {**options, "b1": 5, "b2": 3})
+
+    assert check_states(*go(search())) > 0

@@ -131,43 +131,45 @@ class Interpreter(FakeEnv):
         return episode
 
 
+async def in_a_sandbox(box, name, options):
+    """A search in which x is 1 or 2; its tree, environment and policy."""
+    env, policy = Interpreter(), Drawn(assign_and_print)
+    rollout = make(name, **{"judge": ByValue(tens), "tools": "blocks", **options})
+    params = SamplingParams(4000, 1.0)
+    with_box = {"box": box, "params": params, "retries": 0, "progress": False}
+    (tree,) = await collect(env, rollout, policy, **with_box)
+    return tree, env, policy
+
+
+def check_states(tree, env, policy):
+    """Every call saw its own path alone, ran once, and what was replayed is counted apart."""
+    table = table_of(tree)
+    assert tree.attempts[-1].error is None
+    for state in table.states:
+        if state.acted is None:
+            continue
+        said = CHAT.decode(tree.ids(state.node))
+        x = said.rpartition("x = ")[2][0]
+        seen = state.acted.observation[0].content
+        first = "'y' in dir()" in state.acted.message.content
+        assert seen == ("False" if first else f"{x}0" if "y = " in said else x)
+        assert said.endswith(f"```output\n{seen}\n```\n")
+    assert table.calls == sum(s.acted is not None for s in table.states)
+    assert len(env.ran) == table.calls + table.replayed
+    assert table.tokens == policy.tokens
+    return table.replayed
+
+
 def test_siblings_in_the_real_sandbox_do_not_see_each_other():
     async def go():
-        made = {}
         async with sandboxes.open("embedded") as box:
-            for i, (name, options) in enumerate(SEARCHES):
-                env = Interpreter()
-                rollout = make(name, **{"judge": ByValue(tens), "tools": "blocks", **options})
-                policy, params = Drawn(assign_and_print), SamplingParams(4000, 1.0)
-                with_box = {"box": box, "params": params, "retries": 0, "progress": False}
-                trees = await collect(env, rollout, policy, **with_box)
-                made[name, i] = trees[0], env, policy
-        return made
+            return [await in_a_sandbox(box, *one) for one in SEARCHES]
 
     try:
         made = asyncio.run(go())
     except IsolationError as error:
         pytest.skip(f"no isolation on this machine: {error}")
-    branched = 0
-    for tree, env, policy in made.values():
-        table = table_of(tree)
-        assert tree.attempts[-1].error is None
-        for state in table.states:
-            if state.acted is None:
-                continue
-            said = CHAT.decode(tree.ids(state.node))
-            x = said.rpartition("x = ")[2][0]
-            seen = state.acted.observation[0].content
-            first = "'y' in dir()" in state.acted.message.content
-            assert seen == ("False" if first else f"{x}0" if "y = " in said else x)
-            assert said.endswith(f"```output\n{seen}\n```\n")
-        acts = sum(s.acted is not None for s in table.states)
-        assert table.calls == acts  # a call runs once a step
-        assert len(env.ran) == table.calls + table.replayed
-        branched += table.replayed > 0
-        sampled = sum(len(n.token_ids) for n in tree.nodes if n.source == "policy")
-        assert sampled <= policy.tokens
-    assert branched >= 4
+    assert sum(check_states(*one) > 0 for one in made) >= 4
 
 
 @pytest.mark.parametrize(("name", "options"), SEARCHES[:-1])  # rain looks ahead outside the tree
