@@ -15,8 +15,8 @@ from agentrl.store import TreeStore
 from agentrl.tree import Tree
 from agentrl.types import Attempt, Message, Task
 from tests.search.test_search import JUDGED, Digits, searched
-from tests.search.test_search_tools import Drawn, FakeEnv, assign_and_print
-from tests.search.test_search_tools import searched as with_tools
+from tests.search.tool_toys import Drawn, FakeEnv, assign_and_print
+from tests.search.tool_toys import searched as with_tools
 
 DECODE = ByteTokenizer().decode
 

@@ -524,7 +524,7 @@ def test_limits_of_one_session_do_not_bind_the_next(engine, go):
 
 
 def test_a_search_in_containers_restores_states_by_replay(engine, go):
-    from tests.search.test_search_tools import check_states, in_a_sandbox
+    from tests.search.tool_toys import check_states, in_a_sandbox
 
     async def search():
         async with box() as one:

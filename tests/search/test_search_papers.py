@@ -16,8 +16,8 @@ from agentrl.search.table import Table
 from agentrl.search.units import lines
 from agentrl.select import pairs
 from tests.search.test_search import JUDGED, Digits, Ones, ones, searched
-from tests.search.test_search_tools import Drawn, FakeEnv, tens
-from tests.search.test_search_tools import searched as searched_with
+from tests.search.tool_toys import Drawn, FakeEnv, tens
+from tests.search.tool_toys import searched as searched_with
 
 CHAT = Chat(ByteTokenizer())
 SENTENCE = (

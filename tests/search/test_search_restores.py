@@ -1,0 +1,130 @@
+"""A search's states come back: after a stop, a dead sandbox, and in an episode of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from agentrl.errors import AgentRLWarning, ConfigError, SandboxError
+from agentrl.rollouts import make
+from agentrl.types import Message
+from tests.fakes import FakeEnv, FakeEpisode
+from tests.search.tool_toys import Drawn, assign_and_print, native, searched, table_of
+
+
+class Forgetful(FakeEpisode):
+    """Answers otherwise every time."""
+
+    counter = itertools.count()
+
+    async def step(self, message):
+        step = await super().step(message)
+        if not message.tool_calls:
+            return step
+        told = dataclasses.replace(step.observation[0], content=f"call {next(self.counter)}")
+        return dataclasses.replace(step, observation=(told,))
+
+
+class ForgetfulEnv(FakeEnv):
+    def open(self, of, box):
+        return Forgetful(of)
+
+
+def test_a_state_that_comes_back_different_is_lost_and_never_taken_for_the_other():
+    options = {"tools": "blocks", "outcome": True, "unit": "call", "step_tokens": 200, "b2": 3}
+    with pytest.warns(AgentRLWarning, match="a state of a search is lost: a call answered"):
+        (tree,) = searched("mcts", Drawn(assign_and_print), ForgetfulEnv(), **options)
+    table = table_of(tree)
+    assert table.lost > 0
+    assert table.replayed >= table.lost
+    assert tree.attempts[-1].error is None
+    for state in table.states:  # none of two siblings of which the second could not be restored
+        acted = [s for s in table.children(state) if s.acted is not None]
+        assert len(acted) <= 1 or state is table.states[0]
+    lost = [a for a in tree.attempts if a.metrics.get("lost")]
+    assert all(a.reward is None for a in lost)
+
+
+def test_an_address_is_no_difference():
+    class Objects(FakeEpisode):
+        async def step(self, message):
+            step = await super().step(message)
+            if not message.tool_calls:
+                return step
+            told = Message("tool", f"<object at {id(self):#x}>")
+            return dataclasses.replace(step, observation=(told,))
+
+    class Env(FakeEnv):
+        def open(self, of, box):
+            self.episodes.append(Objects(of))
+            return self.episodes[-1]
+
+    options = {"tools": "blocks", "outcome": True, "unit": "call", "step_tokens": 200}
+    (tree,) = searched("mcts", Drawn(assign_and_print), Env(), **options)
+    table = table_of(tree)
+    assert table.replayed > 0
+    assert table.lost == 0
+
+
+@pytest.mark.parametrize(("tools", "choices"), [("blocks", assign_and_print), ("native", native)])
+def test_a_stopped_search_with_tools_goes_on_where_it_was(tools, choices, tmp_path):
+    options = {"tools": tools, "outcome": True, "unit": "call", "step_tokens": 200}
+    options |= {"iterations": 3, "first": 2}
+    whole = searched("mcts", policy := Drawn(choices), FakeEnv(), **options)[0]
+    for fails in range(2, policy.calls, 3):
+        kept = {"folder": str(tmp_path / str(fails)), **options}
+        broken = searched("mcts", Drawn(choices, fails), FakeEnv(), **kept)[0]
+        assert broken.attempts[-1].error is not None
+        again = searched("mcts", Drawn(choices), FakeEnv(), **kept)[0]
+        ours, theirs = again.meta["search"], whole.meta["search"]
+        for a, b in zip(ours["states"], theirs["states"], strict=True):
+            left_out = {"node": 0, "said": 0}
+            assert {**a, **left_out} == {**b, **left_out}
+        assert (ours["calls"], ours["tokens"]) == (theirs["calls"], theirs["tokens"])
+        ends = [[t.ids(a.leaf) for a in t.attempts] for t in (again, whole)]
+        assert ends[0] == ends[1]
+
+
+class Breaking(FakeEnv):
+    """The sandbox fails at call number `fails`, whatever episode that is in."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails, self.calls = fails, 0
+
+    def open(self, of, box):
+        env, episode = self, super().open(of, box)
+        answer = episode.step
+
+        async def step(message):
+            env.calls += 1
+            if env.calls == env.fails:
+                raise SandboxError("the sandbox was killed")
+            return await answer(message)
+
+        episode.step = step
+        return episode
+
+
+def test_a_sandbox_that_dies_loses_nothing_and_counts_nothing_twice(tmp_path):
+    options = {"tools": "blocks", "outcome": True, "unit": "call", "step_tokens": 200}
+    options |= {"iterations": 3, "first": 2, "judge": None}
+    whole = searched("mcts", Drawn(assign_and_print), unbroken := Breaking(0), **options)[0]
+    for fails in range(1, unbroken.calls, 2):
+        kept = {"folder": str(tmp_path / str(fails)), "retries": 1, **options}
+        again = searched("mcts", Drawn(assign_and_print), Breaking(fails), **kept)[0]
+        assert again.meta["failures"] == ["SandboxError: the sandbox was killed"]
+        for fact in ("calls", "tokens", "iterations", "chosen"):
+            assert again.meta["search"][fact] == whole.meta["search"][fact]
+        ends = [[(t.ids(a.leaf), a.reward) for a in t.attempts] for t in (again, whole)]
+        assert ends[0] == ends[1]
+
+
+def test_what_cannot_be_forked_says_so():
+    with pytest.raises(ConfigError, match=r"FakeEpisode has no fork\(\)"):
+        searched("best_of_n", Drawn(native), FakeEnv(), tools="native", restore="fork")
+    for wrong in ({"tools": "block"}, {"restore": "copy"}, {"tools": "blocks", "max_calls": 0}):
+        with pytest.raises(ConfigError):
+            make("mcts", **wrong)
