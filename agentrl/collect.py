@@ -21,7 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agentrl.chat import Chat
-from agentrl.errors import AgentRLWarning, ConfigError, DeadlineError, InfraError, SandboxError
+from agentrl.errors import (
+    AgentError,
+    AgentRLWarning,
+    ConfigError,
+    DeadlineError,
+    InfraError,
+    SandboxError,
+)
 from agentrl.interfaces import Env, Episode, OpenEnv, Policy, Rollout, Sandbox
 from agentrl.record import tokens_said
 from agentrl.store import Key, TreeStore, key, load
@@ -317,6 +324,8 @@ def _record_failure(run: _Run, cursor: Cursor, error: Exception, text: str) -> N
         reason = "timeout"
     elif isinstance(error, SandboxError):
         reason = "sandbox_error"
+    elif isinstance(error, AgentError):
+        reason = "cancelled"
     cursor.tree.attempts.clear()
     cursor.finish(reason, error=text)
 

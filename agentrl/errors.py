@@ -16,6 +16,7 @@ AgentRLError
     |   +-- IsolationError isolation is not possible here; names the override
     +-- EngineError        the policy's engine failed
     |   +-- ContextFullError  its context is full: truncation, where it answers a conversation
+    +-- AgentError         an agent outside of agentrl failed, or never asked the policy
     +-- DeadlineError      a rollout took longer than its deadline
 """
 
@@ -92,6 +93,10 @@ class EngineError(InfraError):
 
 class ContextFullError(EngineError):
     """The engine says that the conversation does not fit into the model's context."""
+
+
+class AgentError(InfraError):
+    """An agent outside of agentrl failed, or never asked the policy."""
 
 
 class DeadlineError(InfraError):

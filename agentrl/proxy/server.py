@@ -8,8 +8,8 @@ import hmac
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from agentrl.engines.endpoint.wire import Malformed
 from agentrl.errors import (
@@ -20,8 +20,11 @@ from agentrl.errors import (
     StoreError,
     missing_extra,
 )
+from agentrl.interfaces import Policy
 from agentrl.proxy.requests import answer, chunks, read_request
-from agentrl.proxy.sessions import Ended, NoSession, Sessions
+from agentrl.proxy.sessions import Ended, NoSession
+from agentrl.rollouts.conversations import Said
+from agentrl.types import Message, ToolSpec
 
 try:
     from aiohttp import web
@@ -51,7 +54,45 @@ _PROBLEMS: list[tuple[type[Exception], int, str]] = [
 ]
 
 
-def app(sessions: Sessions, token: str = "") -> web.Application:
+class Served(Protocol):
+    """What stands behind an address: the sessions of `agentrl proxy`, or those of one attempt."""
+
+    @property
+    def policy(self) -> Policy:
+        """Who is asked."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    async def reply(
+        self,
+        name: str,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        **sampling: Any,
+    ) -> tuple[str, Said]:
+        """See `agentrl.proxy.sessions.Sessions.reply`."""
+        ...
+
+    def end(
+        self,
+        name: str,
+        reward: float | None = None,
+        *,
+        task: str = "",
+        answer: str = "",
+        error: str | None = None,
+        rewards: Mapping[str, float] | None = None,
+    ) -> dict[str, Any]:
+        """See `agentrl.proxy.sessions.Sessions.end`."""
+        ...
+
+    def sweep(self) -> int:
+        """See `agentrl.proxy.sessions.Sessions.sweep`."""
+        ...
+
+
+def app(sessions: Served, token: str = "") -> web.Application:
     """The HTTP application. Run it with `handler_cancellation`, so that a client that hangs up
     stops its sampling. With a `token`, nobody is answered without it."""
     made = web.Application(middlewares=[_guard(token)], client_max_size=_MOST_BYTES)
@@ -79,7 +120,7 @@ def app(sessions: Sessions, token: str = "") -> web.Application:
     return made
 
 
-async def _chat(sessions: Sessions, request: web.Request, name: str) -> web.StreamResponse:
+async def _chat(sessions: Served, request: web.Request, name: str) -> web.StreamResponse:
     asked = read_request(await _json(request))
     completion, said = await sessions.reply(name, asked.messages, asked.tools, **asked.sampling)
     model = sessions.policy.name
@@ -97,7 +138,7 @@ async def _chat(sessions: Sessions, request: web.Request, name: str) -> web.Stre
     return response
 
 
-def _end(sessions: Sessions, name: str, data: Any) -> dict[str, Any]:
+def _end(sessions: Served, name: str, data: Any) -> dict[str, Any]:
     """The reward of a session, which ends it."""
     known: dict[str, Any] = {"reward": None, "task": "", "answer": "", "error": None, "rewards": {}}
     if not isinstance(data, Mapping) or not set(data) <= set(known):
@@ -169,7 +210,7 @@ def _problem(status: int, code: str, message: str) -> web.Response:
 
 @contextlib.asynccontextmanager
 async def serving(
-    sessions: Sessions, *, host: str = "127.0.0.1", port: int = 0, token: str = ""
+    sessions: Served, *, host: str = "127.0.0.1", port: int = 0, token: str = ""
 ) -> AsyncIterator[str]:
     """Serve `sessions` while the block runs; gives the address. Raises ConfigError if it is not to
     be had, or others than this machine could sample without a token."""
@@ -194,7 +235,7 @@ async def serving(
         await runner.cleanup()
 
 
-async def _sweep(sessions: Sessions) -> None:
+async def _sweep(sessions: Served) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
@@ -204,7 +245,7 @@ async def _sweep(sessions: Sessions) -> None:
 
 
 async def serve(
-    sessions: Sessions, *, host: str, port: int, token: str, ready: Callable[[str], None]
+    sessions: Served, *, host: str, port: int, token: str, ready: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is told the address."""
     stop = asyncio.Event()

@@ -24,7 +24,15 @@ from agentrl.interfaces import Policy
 from agentrl.rollouts.conversations import Conversations, Said, cut_reason
 from agentrl.store import FILE, TreeStore, key, load
 from agentrl.tree import Cursor, Tree, derive_seed
-from agentrl.types import Message, SamplingParams, StopReason, Task, ToolSpec, TurnReward
+from agentrl.types import (
+    Attempt,
+    Message,
+    SamplingParams,
+    StopReason,
+    Task,
+    ToolSpec,
+    TurnReward,
+)
 
 _NAME = re.compile(r"[\w.:@-]{1,200}", re.ASCII)
 
@@ -60,11 +68,84 @@ class Settings:
 
 
 @dataclass(slots=True)
-class _Session:
+class Session:
+    """What one agent says: its conversations, and which node each completion ends with."""
+
+    name: str
     conversations: Conversations
-    touched: float
+    settings: Settings
+    touched: float = field(default_factory=time.monotonic)
     running: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)  # by the completion's id
+    nodes: dict[str, int] = field(default_factory=dict)
+
+    async def reply(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), **sampling: Any
+    ) -> tuple[str, Said]:
+        """The policy's next message, and the completion's id.
+
+        `sampling` are fields of SamplingParams. Raises DeadlineError, EngineError, ChatError.
+        """
+        self.running += 1
+        try:
+            async with asyncio.timeout(self.settings.deadline_s) as deadline:
+                said = await self.conversations.reply(messages, tools, **self._sampling(sampling))
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise DeadlineError(f"sampling took over {self.settings.deadline_s:g} s") from error
+        finally:
+            self.running -= 1
+            self.touched = time.monotonic()
+        completion = f"chatcmpl-{self.name}-{len(self.nodes)}"
+        self.nodes[completion] = said.node
+        return completion, said
+
+    def _sampling(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        given = {k: v for k, v in asked.items() if v is not None}
+        if self.settings.fixed:
+            given = {k: v for k, v in given.items() if k not in ("temperature", "top_p", "top_k")}
+        most = self.settings.params.max_tokens
+        return given | {"max_tokens": min(given.get("max_tokens", most), most)}
+
+    def check(self, reward: float | None, rewards: Mapping[str, float] | None) -> list[TurnReward]:
+        """The rewards of single replies. Raises ConfigError for one that is no number, or of no
+        reply; Ended while replies are under way, or where there is none."""
+        if self.running:
+            raise Ended(f"session {self.name!r} still samples: end it when its replies are there")
+        if reward is not None:
+            number(reward)
+        turns = [TurnReward(self._node(k), number(v), "agent") for k, v in (rewards or {}).items()]
+        if not self.conversations.said:
+            raise Ended(f"session {self.name!r} has no reply that could have a reward")
+        return turns
+
+    def _node(self, completion: str) -> int:
+        if completion not in self.nodes:
+            raise ConfigError(f"{completion!r} is no completion of this session")
+        return self.nodes[completion]
+
+    def record(
+        self,
+        reward: float | None,
+        *,
+        answer: str = "",
+        error: str | None = None,
+        rewards: Sequence[TurnReward] = (),
+        **metrics: Any,
+    ) -> Attempt:
+        """All conversations as one attempt; with an `error` it has no reward."""
+        last = self.conversations.last()
+        assert last is not None
+        reason: StopReason = "cancelled" if error else cut_reason(last) or "final_answer"
+        return self.conversations.finish(
+            last,
+            reason,
+            reward=None if error or reward is None else float(reward),
+            answer=answer or last.message.content,
+            error=error,
+            rewards=[] if error else list(rewards),
+            **metrics,
+        )
 
 
 class Sessions:
@@ -79,7 +160,7 @@ class Sessions:
     ) -> None:
         self.policy, self.settings = policy, settings or Settings()
         self._chat = Chat(policy.tokenizer)
-        self._open: dict[str, _Session] = {}
+        self._open: dict[str, Session] = {}
         self._ended: set[str] = set()
         self._attempts: Counter[str] = Counter()
         self._store = TreeStore(folder)
@@ -124,25 +205,9 @@ class Sessions:
         `sampling` are fields of SamplingParams. Raises Ended, DeadlineError, EngineError,
         ChatError; ConfigError for a name that cannot be, or too many sessions.
         """
-        session = self._session(name, messages)
-        session.running += 1
-        try:
-            async with asyncio.timeout(self.settings.deadline_s) as deadline:
-                said = await session.conversations.reply(
-                    messages, tools, **self._sampling(sampling)
-                )
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise DeadlineError(f"sampling took over {self.settings.deadline_s:g} s") from error
-        finally:
-            session.running -= 1
-            session.touched = time.monotonic()
-        completion = f"chatcmpl-{name}-{len(session.nodes)}"
-        session.nodes[completion] = said.node
-        return completion, said
+        return await self._session(name, messages).reply(messages, tools, **sampling)
 
-    def _session(self, name: str, messages: Sequence[Message]) -> _Session:
+    def _session(self, name: str, messages: Sequence[Message]) -> Session:
         if name in self._ended:
             raise Ended(f"session {name!r} has ended; begin another")
         if name not in self._open:
@@ -150,7 +215,7 @@ class Sessions:
             tree = Tree(Task(name, tuple(messages), "proxy"), meta=self._meta(name))
             seed = derive_seed(self.settings.seed, name)
             cursor = Cursor(tree, self.policy, self._chat, self.settings.params, seed)
-            self._open[name] = _Session(Conversations(cursor), time.monotonic())
+            self._open[name] = Session(name, Conversations(cursor), self.settings)
         return self._open[name]
 
     def _check(self, name: str) -> None:
@@ -158,13 +223,6 @@ class Sessions:
             raise ConfigError(f"{name!r} is no session's name: up to 200 letters, digits and ._:@-")
         if len(self._open) >= self.settings.most_sessions:
             raise Ended(f"{len(self._open)} sessions are open: end some of them first")
-
-    def _sampling(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        given = {k: v for k, v in asked.items() if v is not None}
-        if self.settings.fixed:
-            given = {k: v for k, v in given.items() if k not in ("temperature", "top_p", "top_k")}
-        most = self.settings.params.max_tokens
-        return given | {"max_tokens": min(given.get("max_tokens", most), most)}
 
     def _meta(self, name: str) -> dict[str, Any]:
         params = self.settings.params
@@ -199,22 +257,12 @@ class Sessions:
         for a reward that is no number or of no reply; StoreFullError, after which it is still open.
         """
         session = self._found(name)
-        talk, tree = session.conversations, session.conversations.start.tree
-        turns = [
-            TurnReward(_node(session, k), _number(v), "agent") for k, v in (rewards or {}).items()
-        ]
-        reward = None if reward is None or error is not None else _number(reward)
-        last = talk.last()
-        if last is None:
-            raise Ended(f"session {name!r} has no reply that could have a reward")
+        turns = session.check(None if error else reward, rewards)
+        tree = session.conversations.start.tree
         tree.task = replace(tree.task, id=task or name)
         tree.meta["attempt"] = self._attempts[tree.task.id]
-        reason: StopReason = "cancelled" if error else cut_reason(last) or "final_answer"
         tree.attempts.clear()
-        talk.finish(
-            last, reason, reward=reward, answer=answer or last.message.content, error=error,
-            rewards=[] if error else turns,
-        )  # fmt: skip
+        attempt = session.record(reward, answer=answer, error=error, rewards=turns)
         self._store.append(tree)
         self._attempts[tree.task.id] += 1
         del self._open[name]
@@ -224,20 +272,17 @@ class Sessions:
             "session": name,
             "task": tree.task.id,
             "attempt": tree.meta["attempt"],
-            "reward": reward,
-            "replies": len(talk.said),
-            "sampled_tokens": talk.sampled_tokens,
+            "reward": attempt.reward,
+            "replies": attempt.metrics["replies"],
+            "sampled_tokens": attempt.metrics["sampled_tokens"],
         }
 
-    def _found(self, name: str) -> _Session:
+    def _found(self, name: str) -> Session:
         if name in self._ended:
             raise Ended(f"session {name!r} has ended before")
         if name not in self._open:
             raise NoSession(f"there is no session {name!r}: it begins with its first request")
-        session = self._open[name]
-        if session.running:
-            raise Ended(f"session {name!r} still samples: end it when its replies are there")
-        return session
+        return self._open[name]
 
     def sweep(self) -> int:
         """End the sessions that were idle for too long, as failures. Returns how many."""
@@ -264,14 +309,8 @@ class Sessions:
             self._store.close()
 
 
-def _node(session: _Session, completion: str) -> int:
-    if completion not in session.nodes:
-        raise ConfigError(f"{completion!r} is no completion of this session")
-    return session.nodes[completion]
-
-
-def _number(value: Any) -> float:
-    """Raises ConfigError."""
+def number(value: Any) -> float:
+    """A reward as a number. Raises ConfigError for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"a reward is a finite number, not {value!r}")
     return float(value)

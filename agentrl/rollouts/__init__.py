@@ -8,6 +8,7 @@ from typing import Any
 
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
+from agentrl.rollouts.external import external
 from agentrl.rollouts.hint_infer import hint_infer
 from agentrl.rollouts.leti import leti
 from agentrl.rollouts.magicore import magicore
@@ -38,6 +39,7 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "best_first": best_first,
     "beam": beam,
     "best_of_n": best_of_n,
+    "external": external,
     "magicore": magicore,
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "beam",
     "best_first",
     "best_of_n",
+    "external",
     "hint_infer",
     "itool",
     "leti",

@@ -64,10 +64,22 @@ def test_embedded_sandbox() -> None:
     check_sandbox(embedded())
 
 
+async def outside(link: Any) -> None:
+    """An agent that asks once."""
+    aiohttp = pytest.importorskip("aiohttp", reason="needs the extra 'remote'")
+    headers = {"Authorization": f"Bearer {link.api_key}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{link.base_url}/chat/completions", json={"messages": link.messages}) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "mcts": {"iterations": 2, "first": 1, "max_tokens": 200},
     "best_first": {"width": 2, "max_iterations": 4},
     "beam": {"beams": 2, "width": 2, "max_tokens": 200},
+    "external": {"agent": outside},
 }
 LOOKS_AHEAD = {"rain"}
 """What they sample to judge a state by is in no tree, by design: the kit refuses them."""
