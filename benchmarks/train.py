@@ -138,10 +138,15 @@ def with_reference(model: Any, pairs: Sequence[Pair]) -> list[Pair]:
     ]
 
 
-def compared(
-    case: str, sides: dict[str, Side], tokens: int, goal: float, note: str, options: Options
-) -> list[Row]:
-    """Tokens a second of all sides (the first is ours), once their losses are found equal.
+def measured(
+    case: str,
+    unit: str,
+    sides: dict[str, Side],
+    figure: Callable[[float, int], float],
+    options: Options,
+) -> tuple[dict[str, list[float]], str]:
+    """`figure(seconds, steps)` of all sides (the first is ours), once their losses are found equal,
+    and these losses as text.
 
     One round of the large model, in which every step counts.
     """
@@ -154,20 +159,30 @@ def compared(
         first = losses[next(iter(losses))]
         if any(abs(a - b) > 2e-3 * max(1, abs(a)) for a, b in zip(first, found, strict=True)):
             raise RuntimeError(f"{case}: the losses differ: {losses}")
-        return len(found) * tokens / took
+        return figure(took, len(found))
 
     found = alternate(
         case,
-        "tokens a second",
+        unit,
         {name: lambda name=name: speed(name) for name in sides},
         1 if slow else options.rounds(3),
         warm_up=False,
     )
     shown = ", ".join(f"{x:.4f}" for x in losses[next(iter(sides))])
+    return found, f"losses of all sides: {shown}"
+
+
+def compared(
+    case: str, sides: dict[str, Side], tokens: int, goal: float, note: str, options: Options
+) -> list[Row]:
+    """Tokens a second of all sides."""
+    found, losses = measured(
+        case, "tokens a second", sides, lambda took, steps: steps * tokens / took, options
+    )
     own = found.pop(next(iter(sides)))
     best = max(max(peer) for peer in found.values())
     return rows(case, "tokens/s CPU", own, found, better="higher", goal=goal * best, note=(
-        f"{note}; losses of all sides: {shown}; goal: {goal:g} times the best peer"))  # fmt: skip
+        f"{note}; {losses}; goal: {goal:g} times the best peer"))  # fmt: skip
 
 
 def sft_sides(model: Any, samples: Sequence[Sample], padded: bool) -> dict[str, Side]:
