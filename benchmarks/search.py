@@ -109,7 +109,7 @@ def grown(prefix: str, work: Work, rounds: int, what: str, **options: Any) -> li
     }
     if prefix:
         del sides["paths re-encoded one by one"]
-    found = alternate(f"{prefix}search", "trees a CPU minute", sides, rounds, warm_up=bool(prefix))
+    found = alternate(f"{prefix}search", "trees a CPU minute", sides, rounds, warm_up=rounds > 1)
     own = found.pop("agentrl")
     note = f"{what}, {work.unique['agentrl']} tokens"
     computed = rows(
@@ -127,14 +127,14 @@ def grown(prefix: str, work: Work, rounds: int, what: str, **options: Any) -> li
 def search(options: Options) -> list[Row]:
     """Trees a minute and tokens computed: few trees of SmolLM2, many of a tiny model, and those
     that the tiny model judges itself."""
-    free, n = ByValue(toy_value), options.scaled(48, 8)
+    free, n = ByValue(toy_value), options.scaled(32, 8)
     rounds, slots = options.rounds(3), {"cache_slots": 256}
     what = f"tiny: {n} trees at once, 256 rows kept"
     made = grown("tiny/", tiny(n, free), rounds, what, **slots)
-    judged = "tiny: 8 trees at once, each step judged by the policy (its prompts count as computed)"
-    made += grown("tiny/self/", tiny(8, "self"), options.rounds(2), judged)
+    judged = "tiny: 4 trees at once, each step judged by the policy (its prompts count as computed)"
+    made += grown("tiny/self/", tiny(4, "self"), 1, judged)
     if not options.quick:
-        made += grown("", smollm2(4, free), 1, "smollm2: 4 trees at once")
+        made += grown("", smollm2(2, free), 1, "smollm2: 2 trees at once")
     return made
 
 
