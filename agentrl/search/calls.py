@@ -7,12 +7,16 @@ differs decides (`evaluators.CallEvaluation`).
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Callable
+from typing import Any, Literal
 
+from agentrl.callsyntax import python_calls
 from agentrl.toolcalls import first_call, parse_tool_calls
 from agentrl.types import ToolCall
 
 Grade = Literal["A", "B", "C", "D"]
+
 _CLOSERS = (")]", "]", "}}", "}")
 """What may be missing after the last whole argument, in Python's notation and in JSON."""
 
@@ -38,6 +42,58 @@ def _readable(call: ToolCall) -> bool:
     return call.name != "invalid"
 
 
+_NOTATIONS: tuple[tuple[str, str, Callable[[str], Any], tuple[str, ...]], ...] = (
+    ("<|tool_call_start|>", "<|tool_call_end|>", python_calls, ("", "0", "=0", "()", ":0")),
+    ("<tool_call>", "</tool_call>", json.loads, ("", "0", ":0", '"":0')),
+)
+"""How a block of calls begins and ends, what reads it, and what may stand where it breaks off."""
+
+_WORDS = ("True", "False", "None", "true", "false", "null")
+
+
+def can_go_on(text: str) -> bool:
+    """False if the block of calls with which `text` breaks off is beyond repair: nothing that could
+    follow would make calls of it. Blocks of other notations than Python's lists and tagged JSON are
+    not looked at."""
+    for start, end, read, fillers in _NOTATIONS:
+        _, mark, body = text.partition(start)
+        if not mark:
+            continue
+        *whole, body = body.split(end)
+        body = body.partition(start)[2] if whole else body
+        body = body[: len(body) - _begun(body, end)]
+        endings = {word[_begun(body, word) :] for word in _WORDS if _begun(body, word)}
+        return not body.strip() or any(_reads(read, body, f) for f in (*fillers, *endings))
+    return True
+
+
+def _begun(text: str, word: str) -> int:
+    """With how many characters of `word`, but not all, `text` ends."""
+    return next((n for n in range(len(word) - 1, 0, -1) if text.endswith(word[:n])), 0)
+
+
+def _reads(read: Callable[[str], Any], body: str, filler: str) -> bool:
+    """Whether `body` can be read once `filler` stands behind it and all that is open is closed."""
+    quote, brackets = "", ""
+    escaped = False
+    for c in body:
+        if escaped or (quote and c == "\\"):
+            escaped = not escaped
+        elif quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        elif c in "([{":
+            brackets = ")]}"["([{".index(c)] + brackets
+        elif brackets and c == brackets[0]:
+            brackets = brackets[1:]
+    try:
+        read(body + "\\" * escaped + quote + filler + brackets)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def grade(text: str, reference: str, *, finished: bool) -> Grade:
     """How the calls in `text` compare with those of `reference`, in any order.
 
@@ -50,7 +106,7 @@ def grade(text: str, reference: str, *, finished: bool) -> Grade:
     if not begun or not wanted:
         return "D" if begun or (finished and wanted) else "A"
     said, still_open = calls_so_far(text)
-    if finished and still_open:
+    if still_open and (finished or not can_go_on(text)):
         return "D"
     grades: list[Grade] = ["C"] if len(said) > len(wanted) else []
     grades += ["C"] if finished and len(said) < len(wanted) else []

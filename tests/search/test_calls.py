@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -12,8 +13,9 @@ from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.errors import ConfigError
 from agentrl.evaluate import final, summarize
 from agentrl.rollouts import make
-from agentrl.search.calls import calls_so_far, grade
+from agentrl.search.calls import calls_so_far, can_go_on, grade
 from agentrl.search.evaluators import reference_of
+from agentrl.toolcalls import parse_tool_calls
 from agentrl.types import SamplingParams, Task
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
@@ -74,6 +76,11 @@ def test_every_beginning_of_what_is_wanted_is_an_a(text, reference):
         (f"{OPEN}[top(a=4, ", False, "B"),
         (f"{OPEN}[top(c=4, ", False, "C"),
         (f"{OPEN}[tip(", False, "D"),
+        (f"{OPEN}[top(ad(", False, "D"),
+        (f"{OPEN}[top(a=3=", False, "D"),
+        (f"{OPEN}[top(a=3), {OPEN}[su", False, "D"),
+        (f"{OPEN}top[a=", False, "D"),
+        ('<tool_call>{"name": "top", "arguments": {"a": 3 4', False, "D"),
         (f"{OPEN}[top(a=3", True, "D"),
         ("I cannot.", True, "D"),
         ("Let me see. ", False, "A"),
@@ -81,6 +88,22 @@ def test_every_beginning_of_what_is_wanted_is_an_a(text, reference):
 )
 def test_grades(text, finished, expected):
     assert grade(text, WANTED, finished=finished) == expected
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "f(a=True, b=None, c=-1.5e3)",
+        "f(a={'k': [1, 'it\\'s'], 'l': ''})",
+        'f(a="[(", b=[[1], []]), g()',
+    ],
+)
+def test_all_that_is_a_beginning_of_calls_can_go_on(calls):
+    (json_calls,) = (c.arguments for c in parse_tool_calls(python(calls))[:1])
+    tagged = "<tool_call>\n" + json.dumps({"name": "f", "arguments": json_calls}) + "\n</tool_call>"
+    for text in (python(calls), tagged, tagged + "\n" + tagged):
+        for end in range(len(text) + 1):
+            assert can_go_on(text[:end]), text[:end]
 
 
 def test_where_no_call_is_wanted_any_is_wrong():
