@@ -244,6 +244,25 @@ def test_scores_that_are_none_are_an_engine_error(scores):
     with_policy(work, scores=scores)
 
 
+def test_what_serves_something_else_is_no_engine():
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def go() -> None:
+        app = web.Application()
+        app.router.add_get("/health", health)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        client = Client(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        with pytest.raises(EngineError, match=r"no engine of `agentrl serve`.*'status': 'ok'"):
+            await client.connect()
+        await client.close()
+        await runner.cleanup()
+
+    asyncio.run(go())
+
+
 @pytest.mark.filterwarnings("error")
 def test_one_client_on_loop_after_loop():
     async def ask(client: Client) -> float:
@@ -263,6 +282,13 @@ def test_one_client_on_loop_after_loop():
 # --- weights
 
 
+def there(path: str) -> bool:
+    """Whether the weights that were sent are still kept (another file may have their number)."""
+    if path.startswith("/proc/"):
+        return os.path.islink(path) and "agentrl-weights" in os.readlink(path)
+    return os.path.exists(path)
+
+
 def test_updates_count_up_and_say_where_the_weights_are():
     torch = pytest.importorskip("torch")
 
@@ -270,7 +296,7 @@ def test_updates_count_up_and_say_where_the_weights_are():
         await policy.update({"w": torch.ones(2)})
         assert policy.version == 1
         assert core.sources[0]["kind"] == "file"
-        assert not Path(core.sources[0]["path"]).exists()
+        assert not there(core.sources[0]["path"])
         await policy.update({})
         assert core.sources[1] == {"kind": "none"}
         assert (await policy.sample([9], PARAMS)).policy_version == policy.version == 2
@@ -298,7 +324,7 @@ def test_an_update_that_takes_too_long_is_an_engine_error(via):
         with pytest.raises(EngineError, match="TimeoutError"):
             await policy.update({"w": torch.ones(2)})
         assert policy.version == 0
-        assert not Path(core.sources[0]["path"]).exists()
+        assert not there(core.sources[0]["path"])
 
     with_policy(work, update_s=60, sync_s=0.2, via=via)
 

@@ -14,14 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("aiohttp")
 
-from safetensors.torch import load_file  # noqa: E402
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from rl_toys import TOKENIZER, NextLetter, policy  # noqa: E402
 
 from agentrl.config import RunFolder, settings  # noqa: E402
 from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.models import tiny_model  # noqa: E402
+from agentrl.engines.vllm.inside import vllm_transport as transport  # noqa: E402
 from agentrl.engines.vllm.mirrored import MirroredPolicy  # noqa: E402
 from agentrl.engines.vllm.policy import VLLMPolicy  # noqa: E402
 from agentrl.errors import AgentRLWarning, ConfigError, EngineError  # noqa: E402
@@ -64,8 +63,8 @@ class Elsewhere:
 
     async def update(self, source: dict[str, Any], seconds: float) -> int:
         self.kinds.append(source["kind"])
-        weights = load_file(source["path"]) if source["kind"] == "file" else {}
-        await self.hf.update({n: w for n, w in weights.items() if n != self.keeps})
+        sent = transport.receive(source, 0, None, seconds) if source["kind"] == "file" else ()
+        await self.hf.update({n: w for n, w in sent if n != self.keeps})
         return self.hf.version
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import time
 from datetime import timedelta
 from typing import Any
@@ -81,6 +82,18 @@ def test_a_file_that_is_deleted_once_it_was_opened(via):
     engine = Late()
     assert asyncio.run(sync.send(engine, WEIGHTS, via=via, seconds=30)) == 5
     assert same(dict(engine.arriving))
+
+
+def test_a_file_that_is_cut_off(tmp_path):
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        transport.write(file, WEIGHTS)
+    assert path.stat().st_size == 3 * transport.ALIGNED
+    source = {"kind": "file", "path": str(path), "tensors": sync._specs(WEIGHTS)}
+    assert same(dict(transport.receive(source, 0, CPU, 1.0)))
+    os.truncate(path, 130)
+    with pytest.raises(ValueError, match="ends before c: 130 bytes"):
+        transport.receive(source, 0, CPU, 1.0)
 
 
 def test_a_worker_that_fails_has_the_last_word():
@@ -179,8 +192,6 @@ def test_nccl_asks_torch_for_waits_that_raise(monkeypatch):
             pass
 
         def __init__(self, store: Any, rank: int, size: int, options: Any) -> None:
-            import os
-
             made.update(rank=rank, size=size, limit=options._timeout)
             made["waits"] = os.environ["TORCH_NCCL_BLOCKING_WAIT"]
 
@@ -189,8 +200,6 @@ def test_nccl_asks_torch_for_waits_that_raise(monkeypatch):
     limit = timedelta(seconds=7)
     assert isinstance(transport._group("nccl", None, 1, 3, limit), Group)
     assert made == {"rank": 1, "size": 3, "limit": limit, "waits": "1"}
-    import os
-
     assert "TORCH_NCCL_BLOCKING_WAIT" not in os.environ
 
 

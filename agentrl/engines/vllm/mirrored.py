@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -159,12 +158,9 @@ class MirroredPolicy:
                 "this adapter began as part of the base model (PiSSA and its like), which the "
                 "engine's is not: leave enable_lora out, so that merged weights are sent"
             )
-        folder = tempfile.mkdtemp(prefix="agentrl-adapter-", dir=sync.shared())
-        try:
+        with tempfile.TemporaryDirectory(prefix="agentrl-adapter-") as folder:
             model.save_pretrained(folder)
             await self.sampler.update_adapter(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         if self._tested:
             return
         off = await difference(self.sampler, model)

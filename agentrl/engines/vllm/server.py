@@ -29,6 +29,8 @@ except ImportError as error:
 PROGRAM = Path(__file__).parent / "inside" / "vllm_server.py"
 LOCAL = ("127.0.0.1", "::1", "localhost")
 """Hosts that need no token."""
+FACTS = {"max_context", "vocab_size", "version", "lora", "workers"}
+"""What an engine says of itself."""
 GRACE_S = 15.0
 """How much later than the engine's own deadline the client gives up."""
 DYING_S = 2.0
@@ -53,9 +55,15 @@ class Client:
         self._facts: dict[str, Any] = {}
 
     async def connect(self) -> dict[str, Any]:
-        """Ask for the engine's facts. Raises EngineError if it does not answer."""
-        self._facts = await self._ask("GET", "health")
-        return self._facts
+        """Ask for the engine's facts. Raises EngineError if it does not answer, or is none."""
+        facts = await self._ask("GET", "health")
+        if not (isinstance(facts, dict) and facts.keys() >= FACTS):
+            raise EngineError(
+                f"{self.url} is no engine of `agentrl serve`: it answers {str(facts)[:100]}. For "
+                "an OpenAI-compatible endpoint write openai:MODEL@URL"
+            )
+        self._facts = facts
+        return facts
 
     def facts(self) -> dict[str, Any]:
         """What `connect` found."""

@@ -1,7 +1,8 @@
 """Weights from the trainer to the engine.
 
-    memory   a file in shared memory: the engine reads what the trainer wrote, on one machine
-    disk     the same in a folder that both see
+    memory   a file without a name, in memory, that the engine maps: one machine, one user; it goes
+             with the trainer, however that ends
+    disk     a file in the temporary folder
     gloo     from process to process, tensor by tensor, over TCP
     nccl     the same from GPU to GPU
     ipc      the engine reads the trainer's memory on a GPU that both use (CUDA IPC)
@@ -15,22 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from agentrl.engines.vllm.inside import vllm_transport as transport
 from agentrl.errors import ConfigError, EngineError
 
 Via = Literal["memory", "disk", "gloo", "nccl", "ipc"]
-SHARED = Path("/dev/shm")
 LAST_WORD_S = 5.0
 """How long the engine has to say what went wrong when sending failed here."""
 
@@ -50,16 +48,11 @@ def weights_of(model: Any) -> dict[str, Any]:
     return {name: w.detach() for name, w in model.state_dict().items() if name not in tied}
 
 
-def shared() -> Path | None:
-    """The folder in shared memory; None where there is none: the usual temporary one."""
-    return SHARED if SHARED.is_dir() else None
-
-
 async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: float) -> int:
     """Give `engine` the weights; returns its new version.
 
     Raises EngineError after `seconds`, or with what the engine says; ConfigError for an unknown
-    way, one that needs a GPU where there is none, or weights too large for shared memory.
+    way, or one that needs a GPU where there is none.
     """
     if via not in get_args(Via):
         raise ConfigError(f"via={via!r}: one of {', '.join(get_args(Via))}")
@@ -73,27 +66,30 @@ async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: fl
         return await _by_group(engine, weights, via, seconds)
     if via == "ipc":
         return await _by_handles(engine, weights, seconds)
-    return await _by_file(engine, weights, shared() if via == "memory" else None, seconds)
+    return await _by_file(engine, weights, via, seconds)
 
 
-async def _by_file(
-    engine: Any, weights: Mapping[str, Any], where: Path | None, seconds: float
-) -> int:
-    from safetensors.torch import save_file
+async def _by_file(engine: Any, weights: Mapping[str, Any], via: Via, seconds: float) -> int:
+    with _file(via) as (file, path):
+        await asyncio.to_thread(transport.write, file, weights)
+        source = {"kind": "file", "path": path, "tensors": _specs(weights)}
+        return int(await engine.update(source, seconds))
 
-    size = sum(w.numel() * w.element_size() for w in weights.values())
-    if where is not None and shutil.disk_usage(where).free < size:
-        raise ConfigError(
-            f"{where} has no room for {size >> 20} MiB of weights: enlarge it, or use via='disk'"
-        )
-    folder = tempfile.mkdtemp(prefix="agentrl-weights-", dir=where)
-    try:
-        path = os.path.join(folder, "weights.safetensors")
-        plain = {n: w.detach().cpu().contiguous() for n, w in weights.items()}
-        await asyncio.to_thread(save_file, plain, path)
-        return int(await engine.update({"kind": "file", "path": path}, seconds))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+@contextlib.contextmanager
+def _file(via: Via) -> Iterator[tuple[IO[bytes], str]]:
+    """A file to write to and where others find it, gone at the end of the block."""
+    if via == "memory":
+        with os.fdopen(os.memfd_create("agentrl-weights"), "wb") as file:
+            yield file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile(prefix="agentrl-weights-") as named:
+            yield named.file, named.name
+
+
+def _specs(weights: Mapping[str, Any]) -> list[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of each."""
+    return [(n, str(w.dtype).removeprefix("torch."), list(w.shape)) for n, w in weights.items()]
 
 
 async def _by_handles(engine: Any, weights: Mapping[str, Any], seconds: float) -> int:
@@ -122,7 +118,6 @@ async def _by_group(engine: Any, weights: Mapping[str, Any], via: Via, seconds: 
     limit, until = timedelta(seconds=seconds), time.monotonic() + seconds
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
     size = 1 + int(engine.facts()["workers"])
-    specs = [(n, str(w.dtype).removeprefix("torch."), list(w.shape)) for n, w in weights.items()]
     place: Any = next(iter(weights.values())).device if via == "nccl" else "cpu"
 
     def send() -> None:
@@ -131,7 +126,12 @@ async def _by_group(engine: Any, weights: Mapping[str, Any], via: Via, seconds: 
             transport.broadcast(group, tensor.detach().to(place).contiguous(), until)
 
     host = own_address(getattr(engine, "url", ""))
-    source = {"kind": via, "address": f"{host}:{store.port}", "size": size, "tensors": specs}
+    source = {
+        "kind": via,
+        "address": f"{host}:{store.port}",
+        "size": size,
+        "tensors": _specs(weights),
+    }
     if via == "nccl":
         source["gpu"] = transport.uuid_of(place.index)
     sending = _on_a_thread(send)

@@ -1,6 +1,6 @@
 """Weights from the trainer's process to the engine's workers: what both ends need.
 
-    file        safetensors, in shared memory or on a disk that both see
+    file        one tensor behind the other, in memory or on a disk that both see
     gloo, nccl  a group of the trainer, rank 0, and the workers: tensor by tensor
     ipc         handles to the trainer's memory on a GPU of the same machine: nothing is copied
 
@@ -15,15 +15,20 @@ import base64
 import concurrent.futures
 import contextlib
 import inspect
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 Weights = Iterable[tuple[str, Any]]
+Spec = tuple[str, str, list[int]]
+"""Name, dtype, shape."""
+ALIGNED = 64
+"""bytes"""
 
 
 def receive(source: dict[str, Any], rank: int, device: Any, seconds: float) -> Weights:
@@ -35,7 +40,7 @@ def receive(source: dict[str, Any], rank: int, device: Any, seconds: float) -> W
     """
     kind = source["kind"]
     if kind == "file":
-        return _in_file(source["path"])
+        return list(_mapped(source["path"], source["tensors"]))
     if kind == "ipc":
         return [(name, imported(handle, _index_of(gpu))) for name, handle, gpu in source["tensors"]]
     if kind not in ("gloo", "nccl"):
@@ -49,11 +54,32 @@ def receive(source: dict[str, Any], rank: int, device: Any, seconds: float) -> W
     return arriving if kind == "nccl" else list(arriving)
 
 
-def _in_file(path: str) -> Weights:
-    from safetensors import safe_open
+# --- a file
 
-    file: Any = safe_open(path, framework="pt")  # mapped: it may be deleted from here on
-    return ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+def write(file: IO[bytes], weights: Mapping[str, Any]) -> None:
+    """Write the tensors' bytes, each from a multiple of `ALIGNED` on."""
+    import torch
+
+    for tensor in weights.values():
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        file.write(memoryview(raw.numpy()))
+        file.write(bytes(-raw.numel() % ALIGNED))
+    file.flush()
+
+
+def _mapped(path: str, tensors: list[Spec]) -> Iterator[tuple[str, Any]]:
+    """What `write` wrote, mapped: the file may be deleted from here on."""
+    import torch
+
+    data, at = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8), 0
+    for name, dtype, shape in tensors:
+        kind = getattr(torch, dtype)
+        end = at + kind.itemsize * math.prod(shape)
+        if end > len(data):
+            raise ValueError(f"{path} ends before {name}: {len(data)} bytes")
+        yield name, data[at:end].view(kind).reshape(shape)
+        at = end + -end % ALIGNED
 
 
 # --- a group of processes
@@ -123,9 +149,8 @@ def broadcast(group: Any, tensor: Any, until: float) -> None:
 
 
 def _received(
-    group: Any, tensors: list[tuple[str, str, list[int]]], device: Any, until: float
+    group: Any, tensors: list[Spec], device: Any, until: float
 ) -> Iterator[tuple[str, Any]]:
-    """`tensors` are (name, dtype, shape)."""
     import torch
 
     for name, dtype, shape in tensors:
