@@ -19,6 +19,7 @@ from agentrl.rollouts.blocks import (
     insert_output,
     next_block,
     result_statuses,
+    told,
 )
 from agentrl.search.stage import Format
 from agentrl.search.table import Acted
@@ -133,6 +134,7 @@ def _acted(
         str(step.info.get("answer", "")),
         turn,
         branches,
+        told(step),
     )
 
 

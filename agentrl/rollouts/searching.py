@@ -6,7 +6,7 @@ the search chose.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -69,9 +69,8 @@ def searching(
         stage = Stage(acting, Worlds(open_env, restore))
         graded = _Graded(stage, saw)
         try:
-            search = Search(
-                cursor, judging, graded.grade if outcome else None, budget, at_once, where, stage
-            )
+            grade = graded.grade if outcome else None
+            search = Search(cursor, stage, judging, grade, budget, at_once, where)
             graded.search = search
             await stage.worlds.keep(search.table.states[0].id, episode)
             chosen = await run(search)
@@ -96,7 +95,7 @@ class _Grade:
 
     answer: str
     reward: float | None
-    told: dict[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -116,9 +115,9 @@ class _Graded:
 
     async def _graded(self, state: State) -> _Grade:
         cursor = self.search.at(state)
-        acts = [s.acted for s in self.search.table.acts(state) if s.acted is not None]
-        if state.acted is not None and state.acted.ended:
-            return _Grade(state.acted.answer or cursor.turn_text(), state.acted.reward)
+        acts, last = self.search.table.acts(state), state.acted
+        if last is not None and last.ended:
+            return _Grade(last.answer or cursor.turn_text(), last.reward, last.told)
         episode = await self.stage.restored(self.search.table, state)
         if episode is None:
             return _Grade(cursor.turn_text(), None, {"lost": True})
@@ -134,7 +133,7 @@ class _Graded:
         """The path to `state` as an attempt. It is graded, unless that was done."""
         await self.grade(state)
         search, cursor, graded = self.search, self.search.at(state), self.known[state.id]
-        acts = [s.acted for s in search.table.acts(state) if s.acted is not None]
+        acts = search.table.acts(state)
         cursor.finish(
             _reason(state, cursor),
             reward=graded.reward,

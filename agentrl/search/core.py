@@ -18,33 +18,33 @@ from typing import Any, TypeVar
 
 from agentrl.search import disk
 from agentrl.search.parts import Alike, Budget, Grade, Judge, Place, Strategy
-from agentrl.search.stage import Answer, Stage
+from agentrl.search.stage import Stage
 from agentrl.search.steps import Draw, gold_step
 from agentrl.search.table import Acted, State, Table
 from agentrl.search.units import WHOLE, Unit, Units
 from agentrl.tree import Cursor, Tree, derive_seed
-from agentrl.types import Message, Node
+from agentrl.types import Node
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Search:
-    """One search in one assistant turn; `cursor` stands at its beginning.
+    """One search; `cursor` stands at the beginning of the assistant's turn, `stage` is what its
+    steps may ask the environment for.
 
     `grade` is None where the search may not see outcomes. `at_once` iterations run together, kept
     apart by virtual loss; with one, a seed always makes the same search. `folder` keeps searches
-    that were stopped: give it again, and they go on. With a `stage`, steps may ask the environment
-    for something, and go on behind its answer.
+    that were stopped: give it again, and they go on.
     """
 
     cursor: Cursor
+    stage: Stage
     judge: Judge | None = None
     grade: Grade | None = None
     budget: Budget = field(default_factory=Budget)
     at_once: int = 1
     folder: Path | None = None
-    stage: Stage | None = None
     table: Table = field(default_factory=Table)
     _busy: dict[int, asyncio.Lock] = field(default_factory=dict)
     _turns: dict[int, Cursor] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Search:
 
     @property
     def limit(self) -> int:
-        """Tokens that the turn may have."""
+        """Tokens that a path may have."""
         return self.cursor.params.max_tokens
 
     def at(self, state: State) -> Cursor:
@@ -76,17 +76,17 @@ class Search:
     def _turn(self, state: State) -> Cursor:
         """A cursor in the assistant turn that `state` stands in."""
         acts = self.table.acts(state)
-        start = next((s for s in reversed(acts) if s.acted and s.acted.turn), None)
-        if start is None:
+        while acts and not acts[-1].turn:
+            acts.pop()
+        if not acts:
             return self.cursor
-        if start.id not in self._turns:  # the search was stopped meanwhile
-            said = [(s.acted.message, *s.acted.observation) for s in acts if s.acted]
-            said = said[: acts.index(start) + 1]
-            messages = [*self.cursor.messages, *(m for some in said for m in some)]
-            assert start.acted is not None
-            cursor = self._turns[start.id] = self.cursor.fork()
-            cursor.enter(start.node, messages, start.acted.branches)
-        return self._turns[start.id]
+        start = acts[-1].state
+        if start not in self._turns:  # the search was stopped meanwhile
+            said = [m for a in acts for m in (a.message, *a.observation)]
+            cursor = self._turns[start] = self.cursor.fork()
+            node = self.table.states[start].node
+            cursor.enter(node, [*self.cursor.messages, *said], acts[-1].branches)
+        return self._turns[start]
 
     async def expand(
         self,
@@ -157,15 +157,14 @@ class Search:
         if top_k is not None and not greedy:
             changes["top_k"] = top_k
         acts = len(self.table.acts(state))
-        stops = unit.stops if self.stage is None else (*unit.stops, *self.stage.format.stops(acts))
+        stops = (*unit.stops, *self.stage.format.stops(acts))
         left = self.limit - sum(s.tokens for s in self.table.path(state))
         left = left if unit.max_tokens is None else min(left, unit.max_tokens)
         parts, message, before = 0, None, cursor.sampled_tokens
         while parts < unit.parts and left > 0:
             sampled = await cursor.sample(stops, max_tokens=left, **changes)
             left -= len(sampled.completion.token_ids)
-            if self.stage is not None:
-                message = self.stage.format.asked(cursor, sampled, acts)
+            message = self.stage.format.asked(cursor, sampled, acts)
             if message is not None or sampled.completion.finish_reason != "stop":
                 break
             parts += sampled.stop in unit.stops  # what the stage stops at is no end of a step
@@ -173,45 +172,41 @@ class Search:
 
     async def _enter(self, state: State, draws: Sequence[Draw]) -> list[State]:
         """The draws as states, with what the environment answered: asked together, in their order
-        in the tree."""
-        answers = await together(self._answer(state, draw.message) for draw in draws)
-        made = []
-        for draw, (lost, answer) in zip(draws, answers, strict=True):
-            if lost:
-                continue
-            said, acted = draw.cursor.node, None
-            if self.stage is not None and answer is not None:
-                acted = await self.stage.enter(self.table, state, answer, draw.cursor)
-            made.append(self._add(state, draw, said, acted))
-            if self.stage is not None and answer is not None and acted is not None:
-                if acted.turn:
-                    self._turns[made[-1].id] = draw.cursor
-                if not acted.ended:
-                    await self.stage.worlds.keep(made[-1].id, answer.episode)
-        return made
+        in the tree. One whose answer is lost is none."""
+        await together(self._ask(state, draw) for draw in draws)
+        found = [d for d in draws if d.message is None or d.answer is not None]
+        return [await self._made(state, draw) for draw in found]
 
-    async def _answer(self, state: State, message: Message | None) -> tuple[bool, Answer | None]:
-        """Whether the state is lost, and what the environment answers if it is asked."""
-        if message is None or self.stage is None:
-            return False, None
-        answer = await self.stage.answer(self.table, state, message)
-        return answer is None, answer
+    async def _ask(self, state: State, draw: Draw) -> None:
+        if draw.message is not None:
+            draw.answer = await self.stage.answer(self.table, state, draw.message)
+
+    async def _made(self, parent: State, draw: Draw) -> State:
+        said = draw.cursor.node
+        if draw.answer is None:
+            return self._add(parent, draw, said, None)
+        acted = await self.stage.enter(self.table, parent, draw.answer, draw.cursor)
+        state = self._add(parent, draw, said, acted)
+        if acted.turn:
+            self._turns[state.id] = draw.cursor
+        if not acted.ended:
+            await self.stage.worlds.keep(state.id, draw.answer.episode)
+        return state
 
     def _add(self, parent: State, draw: Draw, said: int, acted: Acted | None) -> State:
         nodes, cursor = self._between(parent, said), draw.cursor
         found = [x for n in nodes for x in n.logprobs or ()]
         tokens = sum(len(n.token_ids) for n in nodes)
         spent = tokens + sum(s.tokens for s in self.table.path(parent))
-        ended = acted is None and not cursor.chat.without_end(cursor.ids[-1:])
-        ended = ended or (acted is not None and acted.ended != "")
+        over = acted.ended != "" if acted else not cursor.chat.without_end(cursor.ids[-1:])
         full = len(cursor.ids) >= cursor.policy.max_context or spent >= self.limit
         return self.table.add(
             cursor.node,
             parent,
             tokens=tokens,
             logprob=sum(found) if len(found) == tokens else draw.logprob,
-            terminal=ended or full,
-            truncated=full and not ended,
+            terminal=over or full,
+            truncated=full and not over,
             times=draw.times,
             gold=draw.gold,
             said=said,

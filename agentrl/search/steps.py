@@ -6,20 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentrl.search.stage import Stage
+from agentrl.search.stage import Answer, Stage
 from agentrl.tree import Cursor, Sampled
 from agentrl.types import Completion, Message
 
 
 @dataclass(slots=True)
 class Draw:
-    """A step: where it ends, how many tokens were sampled for it, and what it asks the environment
-    for. `times` counts the draws that were the same. A `gold` one is the reference's: it was not
-    sampled, and `logprob` is the policy's of its tokens."""
+    """A step: where it ends, how many tokens were sampled for it, what it asks the environment for,
+    and the answer to that. `times` counts the draws that were the same. A `gold` one is the
+    reference's: it was not sampled, and `logprob` is the policy's of its tokens."""
 
     cursor: Cursor
     tokens: int
     message: Message | None
+    answer: Answer | None = None
     times: int = 1
     gold: bool = False
     logprob: float | None = None
@@ -36,13 +37,12 @@ def next_step(reference: str, said: str, stops: Sequence[str]) -> str:
 
 
 async def gold_step(
-    cursor: Cursor, reference: str, stops: Sequence[str], stage: Stage | None, acts: int
+    cursor: Cursor, reference: str, stops: Sequence[str], stage: Stage, acts: int
 ) -> Draw | None:
     """The reference's next step at `cursor`, if what was said there is how the reference begins
     (tool output apart). Its tokens are hints, marked `gold`."""
     said = "".join(text for source, text in cursor.turn_segments() if source != "environment")
-    also = stage.format.stops(acts) if stage else ()
-    step = next_step(reference, said, (*stops, *also))
+    step = next_step(reference, said, (*stops, *stage.format.stops(acts)))
     if not step:
         return None
     before = len(cursor.ids)
@@ -52,5 +52,5 @@ async def gold_step(
     found = await cursor.policy.score(cursor.ids)
     added = tuple(cursor.ids[before:])
     done = Completion(added, (), "eos" if ends else "stop", trainable=False)
-    message = stage.format.asked(cursor, Sampled(step, body, node, done), acts) if stage else None
+    message = stage.format.asked(cursor, Sampled(step, body, node, done), acts)
     return Draw(cursor, 0, message, gold=True, logprob=math.fsum(found[-len(added) :]))

@@ -8,7 +8,7 @@ read afterwards what it found.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agentrl.record import message_of
@@ -22,6 +22,8 @@ class Acted:
     `ended` says how the episode ended with it, if it did (`env_terminated`, `max_turns`). `reward`
     is what it gave, `answer` what it read. `turn` is true where the answer opened a new assistant
     turn, and then `branches` are the leaves that a template's rewriting of history left behind.
+    `told` is what it says beside, as an attempt's metrics have it. `state` is the id of the state
+    that the answer led to.
     """
 
     message: Message
@@ -32,6 +34,8 @@ class Acted:
     answer: str = ""
     turn: bool = False
     branches: tuple[int, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    state: int = -1
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Acted:
@@ -126,6 +130,8 @@ class Table:
         state = State(len(self.states), node, None if parent is None else parent.id, depth)
         for name, value in fields.items():
             setattr(state, name, value)
+        if state.acted is not None:
+            state.acted = replace(state.acted, state=state.id)
         self.states.append(state)
         if parent is not None:
             parent.children.append(state.id)
@@ -147,9 +153,9 @@ class Table:
             found.append(self.states[found[-1].parent])
         return found[::-1]
 
-    def acts(self, state: State) -> list[State]:
-        """The states of the path to `state` at which the environment answered."""
-        return [s for s in self.path(state) if s.acted is not None]
+    def acts(self, state: State) -> list[Acted]:
+        """What the environment answered on the path to `state`."""
+        return [s.acted for s in self.path(state) if s.acted is not None]
 
     def move(self, state: State) -> None:
         """Make `state` the root. What was found below it stays."""

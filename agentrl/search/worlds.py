@@ -83,7 +83,7 @@ class Worlds:
         forked and cannot; SandboxError where infrastructure fails.
         """
         acts = table.acts(state)
-        place = acts[-1].id if acts else table.states[0].id
+        place = acts[-1].state if acts else table.states[0].id
         found = await self._taken(table, place)
         if found is not None:
             return found
@@ -92,7 +92,7 @@ class Worlds:
             episode = await self.open_env()
             await episode.reset()
         try:
-            await self._replay(table, episode, [s.acted for s in acts[start:] if s.acted])
+            await self._replay(table, episode, acts[start:])
             if self._forks(episode):
                 await self.keep(place, episode)
                 return await self._taken(table, place) or episode
@@ -104,12 +104,12 @@ class Worlds:
     def _forks(self, episode: Episode | None) -> TypeGuard[Forks]:
         return self.restore != "replay" and isinstance(episode, Forks)
 
-    async def _nearest(self, table: Table, acts: Sequence[State]) -> tuple[int, Episode | None]:
+    async def _nearest(self, table: Table, acts: Sequence[Acted]) -> tuple[int, Episode | None]:
         """A copy of the last episode on the way that can be copied, and how many acts it has
         behind it."""
         for n in range(len(acts) - 1, 0, -1):
-            if self._forks(self._kept.get(acts[n - 1].id)):
-                episode = await self._taken(table, acts[n - 1].id)
+            if self._forks(self._kept.get(acts[n - 1].state)):
+                episode = await self._taken(table, acts[n - 1].state)
                 return (n, episode) if episode is not None else (0, None)
         return 0, None
 

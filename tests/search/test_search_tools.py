@@ -149,9 +149,9 @@ def replayed_game(env, table, state):
         episode = env.open(env.tasks(1)[0], None)
         await episode.reset()
         for at in table.acts(state):
-            step = await episode.step(at.acted.message)
-            assert tuple(step.observation) == at.acted.observation
-            assert step.reward == at.acted.reward
+            step = await episode.step(at.message)
+            assert tuple(step.observation) == at.observation
+            assert step.reward == at.reward
 
     asyncio.run(play())
 
