@@ -49,6 +49,7 @@ def checks() -> list[Check]:
         _vllm(),
         _endpoints(),
         _gpu(),
+        *_hf_engine(),
     ]
 
 
@@ -134,6 +135,22 @@ def _gpu() -> Check:
         return Check("GPU", False, "none; the hf engine and the trainer use the CPU in float32")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("GPU", True, ", ".join(names))
+
+
+def _hf_engine() -> Iterable[Check]:
+    """What the engine of transformers models would do here."""
+    try:
+        import torch
+
+        from agentrl.engines import hf_device
+    except ImportError:
+        return [Check("hf engine", False, "torch is not installed (pip install 'agentrl[train]')")]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = hf_device.explained(device).items()
+    return [
+        Check("hf engine", True, str(device)),
+        *(Check("", True, f"{topic}: {text}") for topic, text in chosen),
+    ]
 
 
 def _docker() -> Check:

@@ -287,6 +287,13 @@ def test_the_doctor_says_whether_there_is_a_key_and_not_which(monkeypatch):
     assert "secret" not in check.text
 
 
+def test_the_doctor_says_what_the_hf_engine_would_do():
+    pytest.importorskip("torch")
+    shown = [c.text for c in doctor.checks()]
+    topics = ("dtype", "linear layers", "attention", "compile")
+    assert all(any(text.startswith(f"{topic}: ") for text in shown) for topic in topics)
+
+
 def test_the_doctor_shows_extras_in_full(capsys):
     doctor.show([doctor.Check("ray", False, "pip install 'agentrl[ray]'")])
     assert "'agentrl[ray]'" in capsys.readouterr().out

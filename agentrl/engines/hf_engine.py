@@ -21,14 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agentrl.engines import hf_device
 from agentrl.engines.hf_attention import Piece, Plan, Run, common_with_next, cut_runs, make_runs
 from agentrl.engines.hf_sampling import Drawn, StopFinder, draw, likeliest, logprobs_of
 from agentrl.engines.hf_slots import SlotCache
 from agentrl.errors import EngineError
 from agentrl.types import Completion, FinishReason, SamplingParams
-
-_CALL_COST = {"cpu": 250, "cuda": 20_000}
-"""What one attention call costs beside its work, in key positions read."""
 
 _SCORE_ELEMENTS = 1 << 25
 """Logits (positions times vocabulary) that one step computes for scoring at most."""
@@ -111,6 +109,7 @@ class Engine:
     ) -> None:
         self.view = view
         self.device = device
+        self.costs = hf_device.costs(device)
         self.vocab_size = vocab_size
         self.eos_ids = eos_ids
         self.max_context = max_context
@@ -311,10 +310,9 @@ class Engine:
         key = [r.serial for r in decoding]
         if self._cuts[0] != key or self.stats.steps % 32 == 0:
             common = np.zeros_like(lengths)
-            if self.device.type == "cpu":
+            if self.costs.shares:
                 common = common_with_next(self.cache.ids_SC[slots], lengths)
-            cost = _CALL_COST.get(self.device.type, _CALL_COST["cuda"])
-            self._cuts = (key, cut_runs(slots, lengths, common, cost))
+            self._cuts = (key, cut_runs(slots, lengths, common, self.costs.call))
         return make_runs(self._cuts[1], slots, self.device)
 
     def _finish_step(

@@ -1,8 +1,8 @@
 """A view of a transformers model for sampling: the same weights, its own attention and mode.
 
-The view is a second tree of modules over the very parameters and buffers of the model, so weights
-trained in place are sampled from at once, while the model's own training mode, attention and
-configuration stay as they are.
+The view is a second tree of modules over the very parameters and buffers of the model, whose own
+training mode, attention and configuration stay as they are. Where linear layers have packed copies
+of their weights, a view shows the weights that the model had when it was made.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from agentrl.engines import hf_attention
+from agentrl.engines import hf_attention, hf_device
 from agentrl.errors import ConfigError
 
 _SMALL = 1 << 16
 """Weights with fewer entries stay with torch's own linear, whose calls cost less."""
+
+_PACKED_SHARE = 0.25
+"""Packed copies of weights take at most this part of the memory now free."""
 
 _UNSTABLE_ROPE = frozenset({"dynamic", "longrope"})
 """Rotary types whose angles depend on the longest sequence of the batch."""
@@ -29,8 +33,8 @@ _UNSTABLE_ROPE = frozenset({"dynamic", "longrope"})
 def make_view(model: nn.Module, *, onednn: bool, attention: str | None = None) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer, in evaluation mode.
 
-    `onednn` lets large fp32 linear layers on x86 CPUs call oneDNN instead of torch's default BLAS;
-    the results differ by rounding only.
+    `onednn` lets large linear layers on CPUs call oneDNN (see `hf_device`), with weights that are
+    packed beforehand where there is memory for a copy; the results differ by rounding only.
     """
     memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
     try:
@@ -43,11 +47,8 @@ def make_view(model: nn.Module, *, onednn: bool, attention: str | None = None) -
     view.eval()
     for config in _configs(view):
         config._attn_implementation = attention or hf_attention.NAME
-    if onednn and _onednn_works():
-        for module in view.modules():
-            weight = getattr(module, "weight", None)
-            if type(module) is nn.Linear and _suits_onednn(weight):
-                module.forward = types.MethodType(_onednn_linear, module)  # type: ignore[method-assign]
+    if onednn:
+        _use_onednn([m for m in view.modules() if _suits_onednn(m)])
     return view
 
 
@@ -92,30 +93,37 @@ def _configs(view: nn.Module) -> Iterator[Any]:
             yield config
 
 
-def _suits_onednn(weight: Any) -> bool:
+def _suits_onednn(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
     return (
-        isinstance(weight, Tensor)
+        type(module) is nn.Linear
+        and isinstance(weight, Tensor)
         and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
         and weight.numel() >= _SMALL
         and weight.is_contiguous()
+        and hf_device.onednn_works(weight.dtype)
     )
 
 
-def _onednn_works() -> bool:
-    """True if this build of torch has oneDNN's linear and it computes what torch's does."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    with torch.inference_mode():
-        x, weight = torch.ones(3, 32), torch.linspace(-1, 1, 24 * 32).view(24, 32)
-        y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-        return bool(torch.allclose(y, nn.functional.linear(x, weight), atol=1e-4))
+def _use_onednn(layers: list[Any]) -> None:
+    """Let the layers call oneDNN; 16-bit ones only with packed weights, as torch's own do so
+    without."""
+    size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    packs = size <= _PACKED_SHARE * psutil.virtual_memory().available
+    for layer in layers:
+        if packs:
+            with torch.inference_mode():
+                layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        elif layer.weight.dtype == torch.float32:
+            layer.packed = None
+        else:
+            continue
+        layer.forward = types.MethodType(_onednn_linear, layer)
 
 
-def _onednn_linear(self: nn.Linear, x: Tensor) -> Tensor:
-    if x.requires_grad or x.dtype != torch.float32:
+def _onednn_linear(self: Any, x: Tensor) -> Tensor:
+    if x.requires_grad or x.dtype != self.weight.dtype:
         return nn.functional.linear(x, self.weight, self.bias)
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    weight = self.weight if self.packed is None else self.packed
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
     return y

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from agentrl.batch import Layout, cost, plan
+from agentrl.engines.hf_device import multiplies_bf16
 from agentrl.errors import ConfigError, missing_extra
 from agentrl.logprob import bare_model
 from agentrl.train.attention import tree_attention
@@ -51,8 +52,7 @@ def choose_dtype(model: nn.Module, config: TrainConfig, device: torch.device) ->
         return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None), torch.cpu._is_amx_tile_supported
-    return "bf16" if device.type == "cpu" and any(f and f() for f in has) else "fp32"
+    return "bf16" if device.type == "cpu" and multiplies_bf16() else "fp32"
 
 
 def choose_layout(

@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from agentrl.engines import hf_device, hf_view  # noqa: E402
 from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.hf_attention import cut_runs  # noqa: E402
 from agentrl.engines.hf_sampling import StopFinder, draw  # noqa: E402
@@ -623,6 +624,35 @@ def test_refresh_sees_weights_trained_in_place() -> None:
     assert policy.model.training
     assert policy.model.config._attn_implementation != "agentrl_slots"
     assert close(second, plain_logprobs(policy.model.eval(), ids, 1))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_onednn_computes_with_the_weights_of_the_last_refresh(
+    monkeypatch: pytest.MonkeyPatch, share: float, dtype: Any
+) -> None:
+    if not hf_device.onednn_works(dtype):
+        pytest.skip(f"no oneDNN for {dtype} here")
+    monkeypatch.setattr(hf_view, "_PACKED_SHARE", share)
+    tolerance = TOLERANCE if dtype == torch.float32 else 0.1
+    model = tiny_model(260, hidden=256, layers=1).to(dtype)  # large enough for oneDNN
+    policy = make(model=model)
+    head = policy._engine.view.lm_head
+    assert (getattr(head, "packed", None) is not None) == bool(share)
+    ids = prompt(0, 40)
+
+    async def work(p: HFPolicy) -> None:
+        assert close(await p.score(ids), plain_logprobs(model, ids, 1), tolerance)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.5)
+        p.refresh()
+        assert close(await p.score(ids), plain_logprobs(model, ids, 1), tolerance)
+        name = "model.layers.0.mlp.down_proj.weight"
+        await p.update({name: model.state_dict()[name] * 3})
+        assert close(await p.score(ids), plain_logprobs(model, ids, 1), tolerance)
+
+    run(policy, work)
 
 
 def test_lora_is_sampled_from_and_can_be_switched() -> None:
