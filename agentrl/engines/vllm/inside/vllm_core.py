@@ -141,7 +141,10 @@ class Core:
         return [row[i].logprob for i, row in zip(ids[1:], made.prompt_logprobs[1:], strict=True)]
 
     async def _ask(self, ids: list[int], params: Any, lora: Any) -> Any:
-        """The engine's last answer."""
+        """The engine's answer, once it is whole: what comes token by token costs it more."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params.output_kind = RequestOutputKind.FINAL_ONLY
         last, name, prompt = None, str(next(self._ids)), {"prompt_token_ids": ids}
         async for made in self.engine.generate(prompt, params, name, lora_request=lora):
             last = made
