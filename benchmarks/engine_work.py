@@ -37,8 +37,8 @@ class Shape:
 
 
 SHAPES = (
-    Shape("single", single_turn(), 1, 8, 64),
-    Shape("four_turns", tool_loop(tools="native"), len(PROGRAMS) + 1, 4, 24),
+    Shape("single", single_turn(), 1, 8, 48),
+    Shape("four_turns", tool_loop(tools="native"), len(PROGRAMS) + 1, 4, 16),
 )
 
 

@@ -1,10 +1,11 @@
 """Engines under the whole rollout stack, SmolLM2-135M (`python benchmarks/engines.py`).
 
-`hf` and `vllm`: tokens a second of `collect`, one turn and four with calls that the sandbox runs,
-at 1, 16 and 64 rollouts at once, of mixed lengths; beside them plain calls that sample as many
-tokens after the same ids: transformers' `generate` on padded batches, and vLLM's AsyncLLM. `sync`:
-seconds to give vLLM a gigabyte of weights, by way. `mismatch`: the engines' log-probabilities
-against a plain forward of the trainer's model.
+`hf`, `hf_turns` and `vllm`: tokens a second of `collect`, one turn and four with calls that the
+sandbox runs, at 1, 16 and 64 rollouts at once, of mixed lengths; beside them plain calls that
+sample as many tokens after the same ids: transformers' `generate` on padded batches, and vLLM's
+AsyncLLM. Seconds are those of the processor, of all processes of a side but the sandbox's sessions,
+and for vLLM also those of the clock. `sync`: seconds to give vLLM a gigabyte of weights, by way.
+`mismatch`: the engines' log-probabilities against a plain forward of the trainer's model.
 
 What needs vLLM is skipped, and said to be, unless AGENTRL_VLLM_PYTHON is set (make vllm). What a
 turn of LangGraph and of the proxy costs is in `agents.py`.
@@ -15,17 +16,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import psutil
 
 import sandboxes
 from agentrl.collect import collect
@@ -37,11 +43,13 @@ from agentrl.tree import Tree
 from agentrl.types import SamplingParams
 from benchmarks import harness
 from benchmarks.engine_work import SHAPES, Shape, TalkEnv, Talker, Turns, generate, sampled
-from benchmarks.harness import CPU, WALL, Options, Row, alternate, async_seconds, rows, say, seconds
+from benchmarks.harness import Options, Row, alternate, async_seconds, rows, say, seconds
 
 PACKAGES = ("agentrl", "transformers", "torch")
 MODEL = "smollm2"
 VLLM = {"max_model_len": 1024, "max_num_seqs": 64, "kv_cache_memory_bytes": 1 << 30}
+Clock = Literal["wall", "cpu"]
+UNITS: dict[Clock, str] = {"wall": "tokens/s", "cpu": "tokens/s CPU"}
 PARAMS = SamplingParams(max_tokens=4096, temperature=1.0)
 
 
@@ -86,22 +94,35 @@ class Stack:
         self._runner.run(self.policy.update({}))
 
 
+def processor(pid: int) -> dict[int, float]:
+    """CPU seconds of the process and of those it started, by process."""
+    found = {}
+    for process in (first := psutil.Process(pid), *first.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Plain calls: `seconds_of(work, at_once)` samples as much as the rollouts did. `goal` is how
-    many times as fast ours should be."""
+    """Plain calls: `run(work, at_once)` samples as much as the rollouts did, in process `pid` and
+    those it started. `goal` is how many times as fast ours should be, on each of `clocks`."""
 
     name: str
-    seconds_of: Callable[[list[Turns], int], float]
-    clock: harness.Clock
+    run: Callable[[list[Turns], int], object]
+    pid: int
     goal: float
+    clocks: tuple[Clock, ...]
 
 
-def throughput(engine: str, policy: Any, peer: Peer, options: Options) -> list[Row]:
+def throughput(
+    engine: str, policy: Any, peer: Peer, options: Options, shapes: Sequence[Shape] = SHAPES
+) -> list[Row]:
     """Tokens a second of ours and of plain calls that do the same work, by shape and number."""
     found: list[Row] = []
     with Stack(policy) as stack:
-        for shape in SHAPES:
+        for shape in shapes:
             for at_once, n in sizes(options).items():
                 case = f"{engine}/{shape.name}_tokens_per_s_c{at_once}"
                 found += compared(case, stack, shape, n, at_once, peer, options)
@@ -111,36 +132,63 @@ def throughput(engine: str, policy: Any, peer: Peer, options: Options) -> list[R
 def compared(
     case: str, stack: Stack, shape: Shape, n: int, at_once: int, peer: Peer, options: Options
 ) -> list[Row]:
-    """The row of one shape and number."""
+    """A row a clock, of one shape and number."""
     work: list[Turns] = []
+    speeds: dict[tuple[str, Clock], list[float]] = defaultdict(list)
+
+    def timed(name: str, pid: int, run: Callable[[], object]) -> float:
+        """Tokens a second of both clocks, kept; returns the first of them."""
+        before, began = processor(pid), time.perf_counter()
+        run()
+        took = {"wall": time.perf_counter() - began}
+        took["cpu"] = sum(now - before.get(p, 0) for p, now in processor(pid).items())
+        for clock in peer.clocks:
+            speeds[name, clock].append(sampled(work) / took[clock])
+        return speeds[name, peer.clocks[0]][-1]
+
+    def rollouts() -> None:
+        work[:] = stack.run(shape, n, at_once)[1]
 
     def ours() -> float:
         stack.drop_caches()
-        began = peer.clock()
-        work[:] = stack.run(shape, n, at_once)[1]
-        return sampled(work) / (peer.clock() - began)
+        return timed("ours", os.getpid(), rollouts)
 
     ours()  # so that the peer knows what to do
-    sides = {"ours": ours, peer.name: lambda: sampled(work) / peer.seconds_of(work, at_once)}
-    unit = "tokens/s CPU" if peer.clock is CPU else "tokens/s"
-    found = alternate(case, unit, sides, options.rounds(3), warm_up=at_once == 1)
-    own = found.pop("ours")
+    speeds.clear()
+    sides = {"ours": ours, peer.name: lambda: timed(peer.name, peer.pid, theirs)}
+
+    def theirs() -> None:
+        peer.run(work, at_once)
+
+    rounds = options.rounds(1 if at_once > 16 else 3)
+    alternate(case, UNITS[peer.clocks[0]], sides, rounds, warm_up=at_once == 1)
     lengths = [sum(k for _, k in turns) for turns in work]
     note = f"{n} rollouts of {min(lengths)} to {max(lengths)} sampled tokens"
-    goal = peer.goal * max(found[peer.name])
-    return rows(case, unit, own, found, better="higher", goal=goal, note=note)
+    made: list[Row] = []
+    for clock in peer.clocks:
+        own, plain = (speeds[name, clock][-rounds:] for name in sides)
+        made += rows(
+            case, UNITS[clock], own, {peer.name: plain}, better="higher",
+            goal=peer.goal * max(plain), note=note,
+        )  # fmt: skip
+    return made
 
 
-def hf(options: Options) -> list[Row]:
+def hf(options: Options, shapes: Sequence[Shape] = SHAPES[:1]) -> list[Row]:
     """The transformers engine beside `generate`, by CPU time."""
     policy = load_policy(MODEL, dtype="float32", device="cpu")
     pad = min(policy.tokenizer.eos_ids)
 
-    def plain(work: list[Turns], at_once: int) -> float:
-        return seconds(lambda: generate(policy.model, work, at_once, pad), CPU)
+    def plain(work: list[Turns], at_once: int) -> None:
+        generate(policy.model, work, at_once, pad)
 
-    peer = Peer("transformers generate", plain, CPU, 1.5)
-    return throughput("hf", policy, peer, options)
+    peer = Peer("transformers generate", plain, os.getpid(), 1.5, ("cpu",))
+    return throughput("hf", policy, peer, options, shapes)
+
+
+def hf_turns(options: Options) -> list[Row]:
+    """The same with tools."""
+    return hf(options, SHAPES[1:])
 
 
 def served(dtype: str = "float32", **options: Any) -> Any:
@@ -149,7 +197,7 @@ def served(dtype: str = "float32", **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def plain_vllm() -> Iterator[Callable[[list[Turns], int], float]]:
+def plain_vllm() -> Iterator[Peer]:
     """vLLM alone, with the options that ours has."""
     python = sys.executable if loading.found() == "here" else loading.found()
     given = VLLM | {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": True}
@@ -178,14 +226,14 @@ def plain_vllm() -> Iterator[Callable[[list[Turns], int], float]]:
             log.seek(0)
             raise EngineError(f"plain vLLM ended: {log.read()[-2000:]}")
 
-        def seconds_of(work: list[Turns], at_once: int) -> float:
+        def run(work: list[Turns], at_once: int) -> None:
             stdin.write(json.dumps({"work": work, "batch": at_once}) + "\n")
             stdin.flush()
-            return float(answer())
+            answer()
 
         answer()  # it is there
         try:
-            yield seconds_of
+            yield Peer("plain vLLM", run, process.pid, 0.95, ("wall", "cpu"))
         finally:
             stdin.close()
 
@@ -193,7 +241,7 @@ def plain_vllm() -> Iterator[Callable[[list[Turns], int], float]]:
 def vllm(options: Options) -> list[Row]:
     """vLLM under the stack beside vLLM alone, each an engine of its own with the same options."""
     with plain_vllm() as plain:
-        return throughput("vllm", served(), Peer("plain vLLM", plain, WALL, 0.95), options)
+        return throughput("vllm", served(), plain, options)
 
 
 def weights(options: Options) -> list[Row]:
@@ -302,7 +350,7 @@ def gaps(model: Any, tree: Tree) -> list[float]:
     return found
 
 
-CASES = {"hf": hf, "vllm": vllm, "sync": weights, "mismatch": mismatch}
+CASES = {"hf": hf, "hf_turns": hf_turns, "vllm": vllm, "sync": weights, "mismatch": mismatch}
 NEEDS_VLLM = ("vllm", "sync")
 
 

@@ -109,7 +109,6 @@ class Engine:
     ) -> None:
         self.view = view
         self.device = device
-        self.costs = hf_device.costs(device)
         self.vocab_size = vocab_size
         self.eos_ids = eos_ids
         self.max_context = max_context
@@ -309,10 +308,9 @@ class Engine:
         """How the decoding rows are cut for attention; found anew when others take part."""
         key = [r.serial for r in decoding]
         if self._cuts[0] != key or self.stats.steps % 32 == 0:
-            common = np.zeros_like(lengths)
-            if self.costs.shares:
-                common = common_with_next(self.cache.ids_SC[slots], lengths)
-            self._cuts = (key, cut_runs(slots, lengths, common, self.costs.call))
+            costs, ids_RC = hf_device.costs(self.device), self.cache.ids_SC[slots]
+            common = common_with_next(ids_RC, lengths) if costs.shares else np.zeros_like(lengths)
+            self._cuts = (key, cut_runs(slots, lengths, common, costs.call))
         return make_runs(self._cuts[1], slots, self.device)
 
     def _finish_step(
