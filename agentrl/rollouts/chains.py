@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agentrl.errors import DataError, unknown
+from agentrl.errors import DataError
 from agentrl.evaluate import masses, sigmoid, vote
 from agentrl.rewards.options import filled
 
 Combine = Literal["product", "min", "mean"]
+COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
+    "product": math.prod,
+    "min": min,
+    "mean": statistics.fmean,
+}
+"""How the scores of steps become one; the product gets smaller with every step."""
+
 Standard = tuple[float, float]
 """Mean and standard deviation of the scores of first chains, frozen before anything is refined."""
 
@@ -68,13 +76,7 @@ class Chain:
         """The steps' scores as one number; 0 without a step."""
         if not self.steps:
             return 0.0
-        if self.combine == "product":
-            return math.prod(self.steps)
-        if self.combine == "min":
-            return min(self.steps)
-        if self.combine == "mean":
-            return math.fsum(self.steps) / len(self.steps)
-        raise unknown("way to combine steps", self.combine, ("product", "min", "mean"))
+        return COMBINED[self.combine](self.steps)
 
     @property
     def score(self) -> float:

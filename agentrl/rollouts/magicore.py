@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from agentrl.errors import ConfigError, DataError
+from agentrl.errors import ConfigError, DataError, unknown
 from agentrl.evaluate import sigmoid
 from agentrl.evaluate.answers import plain
 from agentrl.interfaces import OpenEnv, Rollout
@@ -24,6 +24,7 @@ from agentrl.record import Tree
 from agentrl.rewards import check_tokenizer
 from agentrl.rollouts.blocks import graded, invented_output, stop_reason, told
 from agentrl.rollouts.chains import (
+    COMBINED,
     REFINE,
     REVIEW,
     Chain,
@@ -89,6 +90,8 @@ def magicore(
     judges = [judge_of(judge) for judge in (outcome, process)]
     if judges[0] is None or judges[1] is None or candidates < 1:
         raise ConfigError("magicore: give judges of outcomes and of steps, and 1 candidate or more")
+    if combine not in COMBINED:
+        raise unknown("way to combine steps", combine, COMBINED)
     options = _Options(judges[0], judges[1], combine, threshold, lead, review, refine, max_tokens)
 
     async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
