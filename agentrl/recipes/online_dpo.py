@@ -183,8 +183,6 @@ async def learn(
     check(config)
     if (judge is None) != (config.reward in (ENVIRONMENT, TRAINED)):
         raise ConfigError(f"reward={config.reward!r} and the judge given do not fit: give both")
-    if judge is not None:
-        rewards.check_tokenizer(judge, policy.tokenizer)
     started, phases = time.perf_counter(), Phases(config, folder, progress, box)
     rollout = tool_loop(max_calls=config.max_calls, max_tokens=config.max_tokens)
     held_out = test_env.tasks(config.eval_n)
@@ -248,8 +246,7 @@ def _judge(
     last = result.metrics[-1]
     facts = {"answers": len(data), "dropped": dict(dropped), "steps": result.steps}
     facts |= {name: round(last[name], 4) for name in ("loss", "accuracy", "margin")}
-    fingerprint = getattr(policy.tokenizer, "fingerprint", None)
-    return SequenceClassifier(result.model, tokenizer=fingerprint), facts
+    return SequenceClassifier(result.model), facts
 
 
 async def _answers(

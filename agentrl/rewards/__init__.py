@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentrl.chat import HFTokenizer
+from agentrl.chat import Chat, HFTokenizer
 from agentrl.errors import missing_extra
-from agentrl.rewards.answers import check_tokenizer, scored
+from agentrl.rewards.answers import check_tokenizer, heard, scored
 from agentrl.rewards.base import PairModel, ProcessModel, RewardModel
 from agentrl.rewards.preference import PairwiseJudge
 
@@ -38,8 +38,8 @@ def load_reward(name: str, **options: Any) -> Any:
     from agentrl.engines.models import load_classifier, load_tokenizer
     from agentrl.rewards.classifier import SequenceClassifier
 
-    tokenizer = HFTokenizer(load_tokenizer(name))
-    return SequenceClassifier(load_classifier(name, **options), tokenizer=tokenizer.fingerprint)
+    chat = Chat(HFTokenizer(load_tokenizer(name)))
+    return SequenceClassifier(load_classifier(name, **options), chat=chat)
 
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "ProcessModel",
     "RewardModel",
     "check_tokenizer",
+    "heard",
     "load_reward",
     "scored",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from agentrl.batch import plan
+from agentrl.chat import Chat
 from agentrl.errors import ConfigError, DataError
 from agentrl.logprob import bare_model
 from agentrl.rewards.batched import Batched
@@ -25,20 +26,18 @@ Asked = tuple[Sequence[int], Sequence[int]]
 class SequenceClassifier:
     """A transformers sequence or token classifier as `RewardModel` and `ProcessModel`.
 
-    It reads the policy's ids, so it must have the policy's tokenizer. A decoder is read at the last
+    It reads ids of its own tokenizer (`agentrl.rewards.heard`). A decoder is read at the last
     token, whatever that is (transformers itself looks for the last one that is not fill, and so
     misses an end token that is used as fill), or at the last token of each step; an encoder as its
     own forward pass says. With one label the score is its logit, with two (bad, good) the log-odds
     of good: its sigmoid is a probability either way. Requests made at one time are computed
     together, sorted by length, filled up on the right, in micro-batches of `batch_tokens`.
-    `tokenizer` is the fingerprint of its own, where it has one.
+    `chat` is its own tokenizer and template, where they are known.
 
     Raises ConfigError for a model with more labels, or one that is no classifier.
     """
 
-    def __init__(
-        self, model: Any, *, batch_tokens: int = 8192, tokenizer: str | None = None
-    ) -> None:
+    def __init__(self, model: Any, *, batch_tokens: int = 8192, chat: Chat | None = None) -> None:
         bare = bare_model(model)
         labels = getattr(bare.config, "num_labels", 1)
         if labels not in (1, 2):
@@ -50,7 +49,7 @@ class SequenceClassifier:
                 f"{type(bare).__name__} is no classifier: load a reward model with "
                 "AutoModelForSequenceClassification or AutoModelForTokenClassification"
             )
-        self.model, self.batch_tokens, self.tokenizer = model.eval(), batch_tokens, tokenizer
+        self.model, self.batch_tokens, self.chat = model.eval(), batch_tokens, chat
         config = bare.config.get_text_config()
         self._vocabulary = config.vocab_size
         self._longest = getattr(config, "max_position_embeddings", None)
@@ -82,7 +81,7 @@ class SequenceClassifier:
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             raise DataError(
                 f"token ids from {min(ids)} to {max(ids)} are not of the reward model's vocabulary "
-                f"of {self._vocabulary}: it must have the policy's tokenizer"
+                f"of {self._vocabulary}: another tokenizer made them"
             )
         if self._longest is not None and len(ids) > self._longest:
             raise DataError(

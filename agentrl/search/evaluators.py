@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from agentrl.errors import ConfigError, unknown
 from agentrl.evaluate import sigmoid
 from agentrl.interfaces import Policy
-from agentrl.rewards import RewardModel, check_tokenizer, load_reward
+from agentrl.rewards import RewardModel, heard, load_reward
 from agentrl.rewards.options import filled, option_masses
 from agentrl.search import calls
 from agentrl.search.parts import Judge, Place
@@ -146,9 +146,9 @@ class ByModel:
 
     async def __call__(self, place: Place) -> float | None:
         """See `agentrl.search.core.Judge`."""
-        chat = place.cursor.chat
-        check_tokenizer(self.model, chat.tokenizer)
-        score = await self.model.reward([*place.cursor.ids, *chat.encode(place.ahead)])
+        cursor = place.cursor
+        path = (cursor.tree, cursor.node)
+        score = await self.model.reward(heard(self.model, cursor.chat, path, place.ahead))
         return score if self.raw else sigmoid(score)
 
 

@@ -80,8 +80,8 @@ async def scores(graded: Sequence[Graded], model: Any, chat: Chat) -> list[float
     found: list[float | None] = [None] * len(graded)
 
     async def score(places: Sequence[int]) -> None:
-        rows = [path_sample(*graded[i], {"policy"}) for i in places]
-        for i, value in zip(places, await rewards.scored(model, chat, rows), strict=True):
+        paths = [(graded[i][0], graded[i][1].leaf) for i in places]
+        for i, value in zip(places, await rewards.scored(model, chat, paths), strict=True):
             found[i] = value
 
     await asyncio.gather(*map(score, tasks.values()))

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.chat import Chat
+from agentrl.engines.characters import CharTokenizer
 from agentrl.engines.models import load_classifier, load_model
-from agentrl.engines.scripted import ScriptedPolicy
+from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import ConfigError, DataError
-from agentrl.rewards import PairwiseJudge, check_tokenizer, load_reward, scored
+from agentrl.rewards import PairwiseJudge, check_tokenizer, heard, load_reward, scored
 from agentrl.rewards.batched import Batched
 from agentrl.rewards.classifier import SequenceClassifier
 from agentrl.rewards.preference import wins
-from agentrl.types import Sample
+from tests.fakes import attempt_at
 
 VOCAB = 31
 SHAPE = {
@@ -188,38 +189,52 @@ def test_answers_are_ranked_by_their_wins():
     assert asyncio.run(wins(Longer(), "q", ["x"])) == [0.5]
 
 
-def test_rows_of_one_prompt_are_scored_by_any_model():
+def test_answers_to_one_prompt_are_scored_by_any_model():
     judge = PairwiseJudge(Prefers())
     chat = Chat(judge.policy.tokenizer)
-    prompt = chat.encode("2+2?")
-
-    def row(text):
-        ids = [*chat.encode(text), min(chat.tokenizer.eos_ids)]
-        return Sample([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids))
-
-    found = asyncio.run(scored(judge, chat, [row("four"), row("4")]))
+    places = [
+        (tree, a.leaf) for tree, a in (attempt_at("t", i, 1.0, t) for i, t in enumerate("ab"))
+    ]
+    places[0][0].nodes[1].token_ids = (*chat.encode("long"), min(chat.tokenizer.eos_ids))
+    found = asyncio.run(scored(judge, chat, places))
     assert found[0] > 0.5 > found[1]
     assert any(
-        "[CONTEXT] 2+2? [RESPONSE A] four [RESPONSE B] 4 \n" in t for t in judge.policy.asked
+        "6*7?" in text and "[RESPONSE A] long [RESPONSE B] b \n" in text
+        for text in judge.policy.asked
     )
 
     class Length:
         async def reward(self, ids):
             return float(len(ids))
 
-    assert asyncio.run(scored(Length(), chat, [row("four"), row("4")])) == [9.0, 6.0]
-    other = row("4")
-    other.token_ids[0] += 1
+    prompt = len(places[0][0].nodes[0].token_ids)
+    assert asyncio.run(scored(Length(), chat, places)) == [prompt + 5.0, prompt + 2.0]
+    other = attempt_at("t", 0, 1.0, "c")
+    other[0].nodes[0].token_ids = (65, *places[0][0].nodes[0].token_ids)
     with pytest.raises(DataError, match="different prompts"):
-        asyncio.run(scored(judge, chat, [row("four"), other]))
+        asyncio.run(scored(judge, chat, [*places, (other[0], other[1].leaf)]))
 
 
-def test_a_reward_model_that_reads_other_ids_is_refused():
-    scorer = SequenceClassifier(decoder(), tokenizer="another")
+def test_a_reward_model_with_another_tokenizer_is_told_the_conversation_anew():
+    model, ours = SequenceClassifier(decoder(), chat=Chat(CharTokenizer())), Chat(ByteTokenizer())
+    own = model.chat
+    tree, attempt = attempt_at("t", 0, 1.0, "so <|end|> 42")
+    expected = [*own.prompt(tree.task.prompt), *own.encode("so <|end|> 42")]
+    end = own.encode(own.end_text, trusted=True)
+    assert heard(model, ours, (tree, attempt.leaf)) == [*expected, *end]
+    assert heard(model, ours, (tree, attempt.leaf), "!") == [*expected, *own.encode("!")]
+    assert heard(model, ours, (tree, 0)) == own.prompt(tree.task.prompt)
+    assert heard(SequenceClassifier(decoder()), ours, (tree, attempt.leaf)) == tree.ids(
+        attempt.leaf
+    )
+    same = SequenceClassifier(decoder(), chat=Chat(ByteTokenizer()))
+    assert heard(same, ours, (tree, attempt.leaf)) == tree.ids(attempt.leaf)
+    check_tokenizer(same, ours.tokenizer)
     with pytest.raises(ConfigError, match="is not the policy's"):
-        check_tokenizer(scorer, type("T", (), {"fingerprint": "mine"}))
-    check_tokenizer(scorer, type("T", (), {"fingerprint": "another"}))
-    check_tokenizer(SequenceClassifier(decoder()), ScriptedPolicy([]).tokenizer)  # not known
+        check_tokenizer(model, ours.tokenizer)
+    again = tree.add(attempt.leaf, "user", "template", ours.encode("and?"))
+    with pytest.raises(ConfigError, match="one turn alone"):
+        heard(model, ours, (tree, again.id))
 
 
 def test_heads_are_not_taken_for_each_other(tmp_path):
