@@ -22,8 +22,8 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
     if not _reads(model, tokenizer):
         own, theirs = model.chat.tokenizer.fingerprint, tokenizer.fingerprint
         raise ConfigError(
-            f"the reward model's tokenizer or chat template ({own}) is not the policy's ({theirs}),"
-            " so it cannot read these ids. Train one on this policy's answers (agentrl train reward)"
+            f"the reward model's tokenizer or chat template ({own}) is not the policy's ({theirs})"
+            " and cannot read these ids; train one on this policy's answers (agentrl train reward)"
         )
 
 
