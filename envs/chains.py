@@ -50,8 +50,9 @@ class Chains:
     Each of `kinds` says how many operations a task has, and which there are: `4+-` has four sums or
     differences. Tasks of each kind take turns. `skip` is the share of demonstrations that say the
     answer alone. Prompts shorter than `width` are filled up with dots: then a result stands as far
-    from its operation in short chains as in long ones, which a tiny model need not learn twice. `n`
-    is the size of the split.
+    from its operation in short chains as in long ones, which a tiny model need not learn twice.
+    With `strict` every result must be there and right, so that no wrong step is made good by luck.
+    `n` is the size of the split.
     """
 
     split: str = "train"
@@ -59,6 +60,7 @@ class Chains:
     kinds: Sequence[str] = ("2+-", "4+-", "6+-*")
     skip: float = 0.0
     width: int = 0
+    strict: bool = False
     n: int = 1024
     name: str = field(default="chains", init=False)
     tools: tuple[ToolSpec, ...] = field(default=(), init=False)
@@ -84,7 +86,7 @@ class Chains:
 
     def open(self, task: Task, box: Sandbox | None) -> QuestionEpisode:
         """An episode of `task`; it needs no sandbox."""
-        return QuestionEpisode(task, grade, None, tools=())
+        return QuestionEpisode(task, grade_all if self.strict else grade, None, tools=())
 
     def demonstrations(self, task: Task) -> list[str]:
         """The results one after the other; for the share `skip` of tasks the last one alone."""
@@ -104,7 +106,10 @@ class Chains:
                 else:
                     raise ConfigError(f"chains: there are no more of kind {kind!r}; ask for fewer")
                 seen.add(chain)
-                data = {"chain": chain, "answer": str(results(chain)[-1]), "type": "number"}
+                found = [str(x) for x in results(chain)]
+                answer = ",".join(found) if self.strict else found[-1]
+                form = "text" if self.strict else "number"
+                data = {"chain": chain, "answer": answer, "type": form}
                 prompt = (Message("user", f"{chain}=".ljust(self.width, ".")),)
                 yield Task(f"chains-{chain}", prompt, self.name, kind, self.split, data)
 
@@ -148,3 +153,12 @@ def grade(task: Task, text: str) -> Grade:
         return Grade(False, "", "no_answer")
     right = found[-1] == task.data["answer"]
     return Grade(right, found[-1], "right" if right else "wrong")
+
+
+def grade_all(task: Task, text: str) -> Grade:
+    """Compare all digits of `text` with those of the answer; never raises."""
+    found = re.findall(r"[0-9]", text)
+    if not found:
+        return Grade(False, "", "no_answer")
+    right = found == re.findall(r"[0-9]", task.data["answer"])
+    return Grade(right, "".join(found), "right" if right else "wrong")

@@ -8,7 +8,7 @@ import envs
 from agentrl.errors import ConfigError
 from agentrl.select.dedupe import clean
 from agentrl.testing import check_env
-from envs.chains import grade, results
+from envs.chains import grade, grade_all, results
 
 
 def test_values_are_worked_out_from_the_left():
@@ -53,6 +53,19 @@ def test_the_last_digit_is_the_answer(text, answer, reason):
     object.__setattr__(task, "data", {**task.data, "answer": "4"})
     found = grade(task, text)
     assert (found.answer, found.reason, found.right) == (answer, reason, reason == "right")
+
+
+def test_strictly_every_result_counts():
+    env = envs.make("chains", kinds=["3+-"], strict=True, n=16)
+    check_env(env, n=16)
+    for task in env.tasks():
+        (said,) = env.demonstrations(task)
+        first, *others = results(task.data["chain"])
+        assert task.data["answer"] == ",".join(map(str, [first, *others]))
+        assert grade_all(task, said).right
+        luck = f":{(first + 1) % 10}{said[2:]}"
+        assert grade_all(task, luck).reason == grade_all(task, said[-1]).reason == "wrong"
+        assert grade_all(task, "?").reason == "no_answer"
 
 
 def test_kinds_take_turns_and_splits_share_nothing():
