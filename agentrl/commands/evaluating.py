@@ -105,11 +105,16 @@ async def _score(trees: Sequence[Tree], reward: str, policy: str) -> None:
     """Note at each attempt what the reward model says of it."""
     from agentrl import evaluate
     from agentrl.commands.data import chat_of
-    from agentrl.rewards import load_reward
+    from agentrl.rewards import PairwiseJudge, load_reward
     from agentrl.select.rewards import scores
 
     graded = evaluate.final(trees)
-    found = await scores(graded, load_reward(reward), chat_of(policy))
+    model = load_reward(reward)
+    try:
+        found = await scores(graded, model, chat_of(policy))
+    finally:
+        if isinstance(model, PairwiseJudge):
+            await model.policy.close()
     for (_, attempt), score in zip(graded, found, strict=True):
         if score is not None:
             attempt.metrics[SCORE] = score

@@ -98,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "iterations": 2,
         "n": 8,
+        "reward_n": 8,
         "prompts": 4,
         "samples": 4,
         "eval_n": 4,
@@ -130,9 +131,13 @@ async def run(
     judge = None
     if config.reward not in (ENVIRONMENT, TRAINED):
         judge = rewards.load_reward(config.reward, device=config.device)
-    return await learn(
-        config, policy, train_env, test_env, folder, judge=judge, progress=progress, box=box
-    )
+    try:
+        return await learn(
+            config, policy, train_env, test_env, folder, judge=judge, progress=progress, box=box
+        )
+    finally:
+        if isinstance(judge, rewards.PairwiseJudge):
+            await judge.policy.close()
 
 
 def check(config: Config) -> None:
@@ -144,6 +149,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} is at least 1, not {getattr(config, name)}")
     if config.prompts > config.n:
         raise ConfigError(f"prompts={config.prompts} of n={config.n} tasks: n is too small")
+    if config.reward == TRAINED and config.reward_n > config.n:
+        raise ConfigError(f"reward_n={config.reward_n} of n={config.n} tasks: n is too small")
     parts = len(config.temperatures)
     if not parts or config.samples < 2 or config.samples % parts:
         raise ConfigError(
