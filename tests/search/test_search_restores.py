@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentrl.errors import AgentRLWarning, ConfigError, SandboxError
 from agentrl.rollouts import make
-from agentrl.types import Message
+from agentrl.search.table import Acted, Table
+from agentrl.search.worlds import Worlds
+from agentrl.types import Message, Step
 from tests.fakes import FakeEnv, FakeEpisode
 from tests.search.tool_toys import Drawn, assign_and_print, native, searched, table_of
 
@@ -128,3 +133,77 @@ def test_what_cannot_be_forked_says_so():
     for wrong in ({"tools": "block"}, {"restore": "copy"}, {"tools": "blocks", "max_calls": 0}):
         with pytest.raises(ConfigError):
             make("mcts", **wrong)
+
+
+class Diary:
+    """Its state is all that it was told. `open_now` counts those that are not closed."""
+
+    tools, open_now, closed = (), 0, False
+
+    def __init__(self, told=()):
+        self.told = list(told)
+        Diary.open_now += 1
+
+    async def reset(self):
+        return ()
+
+    async def step(self, message):
+        assert not self.closed
+        self.told.append(message.content)
+        return Step((Message("user", f"page {len(self.told)}"),))
+
+    async def close(self):
+        Diary.open_now -= not self.closed
+        self.closed = True
+
+
+class Copied(Diary):
+    async def fork(self):
+        return Copied(self.told)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kind=st.sampled_from([Diary, Copied]),
+    parents=st.lists(st.integers(0, 7), min_size=1, max_size=12),
+    visits=st.lists(st.integers(0, 11), max_size=20),
+    room=st.integers(1, 4),
+)
+def test_an_episode_stands_where_its_path_leads_whatever_was_closed_meanwhile(
+    kind, parents, visits, room
+):
+    async def open_env():
+        return kind()
+
+    async def go():
+        table, worlds = Table(), Worlds(open_env)
+        states = [table.add(0, None)]
+        for n, up in enumerate(parents):
+            parent = states[up % len(states)]
+            episode = await worlds.at(table, parent)
+            message = Message("assistant", f"act {n}")
+            step = await episode.step(message)
+            states.append(table.add(n + 1, parent, acted=Acted(message, step.observation)))
+            await worlds.keep(states[-1].id, episode)
+        for n in visits:
+            state = states[n % len(states)]
+            episode = await worlds.at(table, state)
+            assert episode.told == [a.message.content for a in table.acts(state)]
+            await episode.step(Message("assistant", "nobody else sees this"))
+            await episode.close()
+        assert len(worlds._kept) <= room
+        await worlds.close()
+        return table
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentrl.search.worlds.LIVE", room)
+        patch.setattr("agentrl.search.worlds.COPIES", room)
+        Diary.open_now = 0
+        table = asyncio.run(go())
+    assert Diary.open_now == 0
+    assert (table.forked > 0) <= (kind is Copied)
+
+
+def test_the_reference_is_a_function_of_the_task():
+    with pytest.raises(ConfigError, match="gold is a function"):
+        make("mcts", gold="42")
