@@ -11,7 +11,7 @@ from agentrl.rollouts import make
 from agentrl.search import rules
 from agentrl.search.evaluators import ByValue
 from agentrl.search.steps import next_step
-from agentrl.search.strategies import itool_strategy, mcts_strategy
+from agentrl.search.strategies import itool_strategy, mcts_strategy, rain_strategy
 from agentrl.search.table import Table
 from agentrl.search.units import lines
 from agentrl.select import pairs
@@ -190,3 +190,24 @@ def test_confidence_and_outcome_are_both_kept():
     ends = [s for s in table_of(tree).states if s.outcome is not None]
     assert ends
     assert all(s.confidence is not None for s in ends)
+
+
+def test_rain_says_the_same_for_a_seed_and_trains_nothing():
+    texts = []
+    for seed in (0, 0, 1):
+        (tree,), policy = searched("rain", seed=seed, judge=ByValue(ones), iterations=6, least=3)
+        texts.append(tree.attempts[-1].answer)
+        assert policy.version == 0
+    assert texts[0] == texts[1]
+
+
+def test_rains_extremes_are_carried_over_when_the_root_moves():
+    strategy, table = rain_strategy(text=lambda s: str(s.id) * 8), Table()
+    root = table.add(0, None)
+    a, b = (table.add(i, root) for i in (1, 2))
+    assert (table.low, table.high) == (-1.0, 1.0)
+    strategy.backup(table, [root, a], 3.0)
+    strategy.backup(table, [root, b], -2.0)
+    table.move(a)
+    assert (table.low, table.high) == (-2.0, 3.0)
+    assert rules.scaled(0.5, 1, table.low, table.high) == pytest.approx(0.5, abs=1e-5)
