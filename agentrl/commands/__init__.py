@@ -11,6 +11,7 @@ from agentrl.commands.machine import add_doctor, add_list, add_sandbox
 from agentrl.commands.proxying import add_proxy
 from agentrl.commands.reproducing import add_reproduce
 from agentrl.commands.serving import add_serve_model
+from agentrl.commands.viewing import add_view
 
 COMMANDS = (
     add_run,
@@ -19,6 +20,7 @@ COMMANDS = (
     add_train,
     add_eval,
     add_report,
+    add_view,
     add_reproduce,
     add_export,
     add_import,

@@ -29,7 +29,18 @@ def write(
     *,
     decode: Decode | None = None,
 ) -> Path:
-    """Write the report of the run in `run_dir` to `out` (default: report.html in it).
+    """Write the report of the run in `run_dir` to `out` (default: report.html in it). See `html`
+    for what is in it, and for what is raised."""
+    text = html(run_dir, decode=decode)
+    path = Path(out) if out is not None else Path(run_dir) / NAME
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def html(run_dir: str | os.PathLike[str], *, decode: Decode | None = None) -> str:
+    """The report of the run in `run_dir`, or of the trees that lie there.
 
     `decode` is the tokenizer's; without it the tokenizer saved with the run's model is used, or the
     one that `config.yaml` names, if it is the one that the trees were made with. A part of the run
@@ -44,14 +55,10 @@ def write(
     summary = _mapping(folder / "summary.json")
     config = _mapping(folder / "config.yaml")
     order = _Order(summary)
-    trees = dict(order.sorted(load_all(folder / "trees")))
+    grown = folder / "trees"
+    trees = dict(order.sorted(load_all(grown if grown.is_dir() else folder)))
     decode = decode or _find_decode(folder, config, trees)
-    html = render(summary, _metrics(folder, order), config, trees, decode)
-    path = Path(out) if out is not None else folder / NAME
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return render(summary, _metrics(folder, order), config, trees, decode)
 
 
 class _Order:
