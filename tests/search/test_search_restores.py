@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import AgentRLWarning, ConfigError, SandboxError
 from agentrl.rollouts import make
 from agentrl.search.table import Acted, Table
 from agentrl.search.worlds import Worlds
+from agentrl.select import pairs
 from agentrl.types import Message, Step
 from tests.fakes import FakeEnv, FakeEpisode
-from tests.search.tool_toys import Drawn, assign_and_print, native, searched, table_of
+from tests.search.tool_toys import CHAT, Drawn, assign_and_print, native, searched, table_of
 
 
 class Forgetful(FakeEpisode):
@@ -133,6 +135,51 @@ def test_what_cannot_be_forked_says_so():
     for wrong in ({"tools": "block"}, {"restore": "copy"}, {"tools": "blocks", "max_calls": 0}):
         with pytest.raises(ConfigError):
             make("mcts", **wrong)
+
+
+class Thoughtless(ByteTokenizer):
+    """A template that drops the thinking of earlier turns."""
+
+    def render(self, messages, **options):
+        last = max(i for i, m in enumerate(messages) if m.role != "assistant")
+        shown = [
+            dataclasses.replace(m, content=m.content.split("</think>")[-1])
+            if m.role == "assistant" and i < last
+            else m
+            for i, m in enumerate(messages)
+        ]
+        return super().render(shown, **options)
+
+
+def thinking(turn, text):
+    return [f"<think>{t}</think>{said}" for t in ("hm", "oh") for said in native(turn, text)]
+
+
+def test_a_template_that_rewrites_history_is_searched_and_resumed_token_for_token(tmp_path):
+    def drawn(fails=None):
+        policy = Drawn(thinking, fails)
+        policy.tokenizer = Thoughtless()
+        return policy
+
+    options = {"tools": "native", "outcome": True, "unit": "call", "step_tokens": 200}
+    options |= {"iterations": 2, "first": 2, "judge": None}
+    (tree,) = searched("mcts", policy := drawn(), FakeEnv(), **options)
+    assert any(a.branches for a in tree.attempts)
+    table = table_of(tree)
+    for state in table.states[1:]:
+        if state.acted is not None and state.acted.turn:
+            assert "<think>" not in CHAT.decode(tree.ids(state.node))
+            assert "<think>" in CHAT.decode(tree.ids(state.said))
+    (kept,) = searched("mcts", drawn(policy.calls // 2), FakeEnv(), folder=str(tmp_path), **options)
+    assert kept.attempts[-1].error is not None
+    (again,) = searched("mcts", drawn(), FakeEnv(), folder=str(tmp_path), **options)
+    ends = [
+        [(t.ids(a.leaf), [t.ids(b) for b in a.branches]) for a in t.attempts] for t in (tree, again)
+    ]
+    assert ends[0] == ends[1]
+    for pair in pairs.select([tree], CHAT, levels="all").pairs:
+        marked = [i for i, w in zip(pair.chosen.token_ids, pair.chosen.weights, strict=True) if w]
+        assert CHAT.decode(marked).endswith("<|im_end|>")
 
 
 class Diary:
