@@ -18,18 +18,12 @@ pytest.importorskip("torch", reason="needs the extra 'train'")
 import envs
 import sandboxes
 from agentrl.collect import collect
-from agentrl.config import RunFolder, settings
 from agentrl.credit import credited, episode_of
-from agentrl.engines.hf import HFPolicy
-from agentrl.engines.models import tiny_model
 from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.recipes import grpo
 from agentrl.rollouts.langgraph import langgraph
-from agentrl.train import TrainConfig, train
-from agentrl.types import Message, Sample, SamplingParams, Step, Task, ToolSpec
+from agentrl.types import SamplingParams
 
 FOLDER = Path(__file__).parent.parent / "examples"
-LETTERS = "abc"
 TOKENIZER = ByteTokenizer()
 
 
@@ -42,81 +36,13 @@ def example(name: str) -> Any:
     return module
 
 
-class Keys:
-    """Each letter has a key, the letter after it; the tool says what a key opens."""
-
-    name = "keys"
-    tools = (ToolSpec("f", "Try a key.", {"type": "object", "properties": {}}),)
-
-    def tasks(self, n=None):
-        return [Task(q, (Message("user", q),), self.name) for q in LETTERS][:n]
-
-    def open(self, task, box):
-        return KeysEpisode(task)
-
-
-class KeysEpisode:
-    tools = Keys.tools
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.opened = task, False
-
-    async def reset(self):
-        return self.task.prompt
-
-    async def step(self, message: Message) -> Step:
-        if not message.tool_calls:
-            return Step(reward=float(self.opened and message.content == "yes"), terminated=True)
-        key = message.tool_calls[0].arguments.get("x")
-        self.opened = key == LETTERS[(LETTERS.index(self.task.id) + 1) % len(LETTERS)]
-        return Step((Message("tool", "yes" if self.opened else "no"),))
-
-    async def close(self) -> None:
-        pass
-
-
-def beginner(agent: Any) -> HFPolicy:
-    """A tiny model that can call the tool and repeat its answer, and tries any key."""
-    rows = []
-    for key in LETTERS:
-
-        def say(text: str, key: str = key) -> str:
-            found = re.search(r"tool\n(yes|no)", text)
-            return found[1] if found else call(key)
-
-        policy = ScriptedPolicy(say)
-        for tree in asyncio.run(collect(Keys(), langgraph(agent), policy, progress=False)):
-            path = tree.path(tree.attempts[-1].leaf)
-            weights = [float(n.source == "policy") for n in path for _ in n.token_ids]
-            rows.append(Sample(tree.ids(path[-1].id), weights))
-    model = tiny_model(TOKENIZER.vocab_size, hidden=96, layers=2, init_std=0.1, seed=0)
-    config = TrainConfig(lr=5e-3, max_steps=100, batch_size=16, save_every=0, seed=0)
-    train(model, rows, "sft", config, progress=False)
-    return HFPolicy(model, TOKENIZER, name="tiny")
-
-
-def call(key: str) -> str:
-    return f'<tool_call>{{"name": "f", "arguments": {{"x": "{key}"}}}}</tool_call>'
-
-
-def test_a_react_graph_is_trained_by_grpo_on_the_ids_it_sampled(tmp_path):
-    agent = example("react_grpo").agent(Keys())
-    config = grpo.Config(
-        n=3,
-        prompts=3,
-        group=8,
-        eval_n=3,
-        max_tokens=80,
-        lr=1e-3,
-        steps=2,
-        save_every=0,
-        train_dtype="fp32",
+def test_a_react_graph_is_trained_by_grpo_on_the_ids_it_sampled(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    learning = example("react_learns").main(
+        0, tmp_path / "run", taught=60, steps=2, group=4, method="grpo"
     )
-    policy, run = beginner(agent), RunFolder(tmp_path / "run", settings(config), resume=False)
-    rollout = langgraph(agent, max_turns=4, max_tokens=config.max_tokens)
-    learning = grpo.learn(config, policy, Keys(), Keys(), run, progress=False, rollout=rollout)
     summary = asyncio.run(learning)
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert summary["training"]["samples"] > 0
     assert len(rows) == 2
     assert max(row.get("logprob_diff_max", 0) for row in rows) < 1e-4  # ids as they were sampled
