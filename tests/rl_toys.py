@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 from agentrl.chat import Chat
 from agentrl.engines.hf import HFPolicy
 from agentrl.engines.models import tiny_model
@@ -46,6 +49,17 @@ class NextLetter:
 
     def open(self, task, box):
         return Episode(task)
+
+
+@functools.cache
+def pretrained():
+    """The model of `policy(0)`, made once for all tests: take a copy."""
+    return policy(0).model
+
+
+def copied() -> HFPolicy:
+    """`policy(0)`, with a model of its own."""
+    return HFPolicy(copy.deepcopy(pretrained()), TOKENIZER, name="tiny")
 
 
 def policy(seed: int = 0, tokenizer=TOKENIZER, hidden: int = 96, **options) -> HFPolicy:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import functools
 import json
 from dataclasses import replace
 
@@ -12,11 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 
-import rl_toys  # noqa: E402
-from rl_toys import NextLetter  # noqa: E402
+from rl_toys import NextLetter, pretrained  # noqa: E402
+from rl_toys import copied as policy  # noqa: E402
 
 from agentrl.config import RunFolder, settings  # noqa: E402
-from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.models import load_classifier  # noqa: E402
 from agentrl.engines.scripted import ScriptedPolicy  # noqa: E402
 from agentrl.errors import ConfigError  # noqa: E402
@@ -39,16 +36,6 @@ CONFIG = online_dpo.Config(
     train_dtype="fp32",
     concurrency=32,
 )
-
-
-@functools.cache
-def pretrained():
-    return rl_toys.policy(0).model
-
-
-def policy():
-    """A tiny model that answers with any letter, somewhat more often with the right one."""
-    return HFPolicy(copy.deepcopy(pretrained()), rl_toys.TOKENIZER, name="tiny")
 
 
 def learn(config, path, one, resume=False, judge=None):

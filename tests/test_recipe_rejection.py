@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import functools
 import json
 from dataclasses import replace
 
@@ -12,13 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 
-import rl_toys  # noqa: E402
 from rl_toys import NextLetter  # noqa: E402
+from rl_toys import copied as policy  # noqa: E402
 
 from agentrl.batch import collate  # noqa: E402
 from agentrl.chat import Chat  # noqa: E402
 from agentrl.config import RunFolder, settings  # noqa: E402
-from agentrl.engines.hf import HFPolicy  # noqa: E402
 from agentrl.engines.models import tiny_model  # noqa: E402
 from agentrl.engines.scripted import ScriptedPolicy  # noqa: E402
 from agentrl.errors import ConfigError, DataError  # noqa: E402
@@ -30,16 +27,6 @@ from agentrl.store import load  # noqa: E402
 from agentrl.train import Reference, TrainConfig, Trainer  # noqa: E402
 from agentrl.types import Sample  # noqa: E402
 from tests.fakes import FakeEnv, task  # noqa: E402
-
-
-@functools.cache
-def pretrained():
-    return rl_toys.policy(0).model
-
-
-def policy():
-    """A tiny model that answers with any letter, somewhat more often with the right one."""
-    return HFPolicy(copy.deepcopy(pretrained()), rl_toys.TOKENIZER, name="tiny")
 
 
 class Shown(NextLetter):
