@@ -30,8 +30,8 @@ class Size:
     base_rows: int = 1536
     base_steps: int = 450
     n: int = 512
-    eval_n: int = 300
-    iterations: int = 12
+    eval_n: int = 200
+    iterations: int = 8
     prompts: int = 32
     equal: int = 10
     max_tokens: int = 24
@@ -123,8 +123,8 @@ CLAIM = Claim(
     "than its start, than preferences between whole answers, and than trees of the start alone.",
     task="Six sums or differences of digits (envs/chains.py), right if every result is, by a "
     "transformer of 0.1 million parameters that has imitated 1,536 chains whose differences are "
-    "one too high half of the time. Twelve iterations of 32 searched problems; the search is told "
-    "whether a finished path is right, and no judge speaks. Greedy answers to 300 other problems. "
+    "one too high half of the time. Eight iterations of 32 searched problems; the search is told "
+    "whether a finished path is right, and no judge speaks. Greedy answers to 200 other problems. "
     "`steps` and `answers` train on 10 pairs an iteration, the others on all that there are.",
     effects=(
         Effect("better than its start", "mcts_dpo.accuracy", "start.accuracy"),
