@@ -1,4 +1,4 @@
-"""A thousand searches with tools, in which everything fails that can; and what came of them.
+"""A thousand searches in which everything fails that can, and what came of them.
 
     python benchmarks/soak_search.py                 # 1,000 searches, 20 kills
     python benchmarks/soak_search.py --searches 40 --kills 2
@@ -9,7 +9,7 @@ killed by SIGKILL and started again, until all searches are finished. Then they 
 the same searches without any of that. Exit status 1 if a search is lost or stored twice, if
 anything is left of the stopped ones, or if one differs: in its steps, its tokens or its visits.
 Half of the searches run four iterations at once, so that their order is the machine's: of these,
-the sums are checked.
+the sums are checked. One in ten runs python blocks in the sandbox; the others are one turn each.
 """
 
 from __future__ import annotations
@@ -47,13 +47,26 @@ from agentrl.types import Completion, Message, SamplingParams, Task
 from envs.base import PYTHON, QuestionEpisode
 from envs.grading import Grade
 
-AT_ONCE = {"alone": 1, "together": 4}
-SEARCH = {"b1": 3, "iterations": 4, "first": 2, "tools": "blocks", "unit": "call"}
+MODES: dict[str, dict[str, Any]] = {
+    "alone": {"at_once": 1},
+    "together": {"at_once": 4},
+    "alone-tools": {"at_once": 1, "tools": "blocks", "unit": "call"},
+    "together-tools": {"at_once": 4, "tools": "blocks", "unit": "call"},
+}
+SEARCH = {"b1": 3, "iterations": 4, "first": 2}
+TOOLS = 10
+"""One search in so many has tools."""
 FAILS, AWAY = 0.004, 3
 """How often a call of the engine fails, and how many after it."""
-KILL_S = (1.0, 4.0)
+KILL_S = (3.0, 9.0)
 """Seconds between two kills of the sandbox's processes."""
-CALLS = 2
+PARTS = 2
+
+
+def number_of(mode: str, searches: int) -> int:
+    """How many of the searches a mode has."""
+    with_tools = searches // TOOLS // 2
+    return with_tools if "tools" in mode else searches // 2 - with_tools
 
 
 class Sums:
@@ -92,14 +105,15 @@ class Faults:
 
 
 class Speaker(ScriptedPolicy):
-    """Two python blocks with a number by the call's seed, then a number."""
+    """Twice a line (with `tools`: a python block) with a number by the call's seed, and another
+    number."""
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, tools: bool, faults: Faults | None = None) -> None:
         super().__init__([])
-        self.faults, self.away = faults, 0
+        self.tools, self.faults, self.away = tools, faults, 0
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """The next block or the answer. With `faults`, it fails now and then."""
+        """The next line or block, or the answer. With `faults`, it fails now and then."""
         if self.faults is not None and self.away == 0 and self.faults.dice.random() < FAILS:
             self.away = 1 + AWAY
         if self.faults is not None and self.away:
@@ -109,9 +123,10 @@ class Speaker(ScriptedPolicy):
         number = random.Random(params.seed).randrange(4)
 
         def say(text: str) -> str:
-            if text.rpartition("assistant\n")[2].count("```output") < CALLS:
-                return f"```python\nx = {number}\nprint(x * 7)\n```\n"
-            return str(number)
+            turn = text.rpartition("assistant\n")[2]
+            if turn.count("```output" if self.tools else "\n") == PARTS:
+                return str(number)
+            return f"```python\nx = {number}\nprint(x * 7)\n```\n" if self.tools else f"{number}\n"
 
         return await ScriptedPolicy(say).sample(prompt_ids, params)
 
@@ -127,12 +142,12 @@ async def search(
     """`n` searches; with a folder, those that it holds are finished or gone on with."""
     stopped = None if folder is None else str(folder / "stopped")
     judge = ByValue(longer)
-    rollout = make("mcts", judge=judge, at_once=AT_ONCE[mode], folder=stopped, **SEARCH)
+    rollout = make("mcts", judge=judge, folder=stopped, **SEARCH, **MODES[mode])
     out = None if folder is None else folder / "trees"
     return await collect(
         Sums(n, mode),
         rollout,
-        Speaker(faults),
+        Speaker("tools" in MODES[mode], faults),
         box=box,
         out=out,
         params=SamplingParams(400),
@@ -161,10 +176,10 @@ async def faulty(n: int, folder: Path, seed: int) -> None:
     """All searches, with faults."""
     faults = Faults(random.Random(seed), folder / "faults")
     async with sandboxes.open("embedded") as box:
-        for mode in AT_ONCE:
+        for mode in MODES:
             killing = asyncio.create_task(_killing(faults))
             try:
-                await search(n // 2, mode, box, folder / mode, faults)
+                await search(number_of(mode, n), mode, box, folder / mode, faults)
             except InfraError:
                 faults.note("collections given up, as most had failed")
             finally:
@@ -174,7 +189,7 @@ async def faulty(n: int, folder: Path, seed: int) -> None:
 async def calm(n: int) -> dict[str, list[Tree]]:
     """The same searches, and nothing fails."""
     async with sandboxes.open("embedded") as box:
-        return {mode: await search(n // 2, mode, box, None) for mode in AT_ONCE}
+        return {mode: await search(number_of(mode, n), mode, box, None) for mode in MODES}
 
 
 def records(folder: Path) -> list[Tree]:
@@ -226,7 +241,7 @@ def faults(mode: str, made: Sequence[Tree], wanted: Sequence[Tree], folder: Path
         for state in table.states:
             if sum(s.full for s in table.children(state)) > table.iterations:
                 yield f"{name}: more visits below state {state.id} than iterations"
-        if AT_ONCE[mode] == 1:
+        if MODES[mode]["at_once"] == 1:
             same = expected[key(tree)]
             if steps(tree) != steps(same) or said(tree) != said(same):
                 yield f"{name} is not what it is without faults"
@@ -236,7 +251,8 @@ def lives(options: argparse.Namespace, folder: Path) -> Counter[str]:
     """Run children until all searches are there; kill the first `options.kills` of them."""
     dice, begun, kills = random.Random(options.seed), 0, 0
     size = ["--searches", str(options.searches), "--child", str(folder)]
-    while sum(done(folder / mode / "trees") for mode in AT_ONCE) < options.searches // 2 * 2:
+    total = sum(number_of(mode, options.searches) for mode in MODES)
+    while sum(done(folder / mode / "trees") for mode in MODES) < total:
         if begun > 3 * options.kills + 20:
             raise SystemExit(f"after {begun} lives not all searches are finished")
         command = [sys.executable, __file__, *size, "--seed", str(options.seed + begun)]
@@ -272,7 +288,8 @@ def main() -> None:
         for mode, trees in wanted.items():
             made = records(folder / mode / "trees")
             wrong += faults(mode, made, trees, folder / mode)
-    print(f"{options.searches // 2 * 2} searches, {len(wrong)} wrong", *wrong[:20], sep="\n")
+    total = sum(map(len, wanted.values()))
+    print(f"{total} searches, {len(wrong)} wrong", *wrong[:20], sep="\n")
     print(*(f"{n} {what}" for what, n in told.items()), sep="\n")
     raise SystemExit(bool(wrong))
 

@@ -10,7 +10,7 @@ import pytest
 from agentrl.errors import IsolationError
 from benchmarks import soak_search as soak
 
-N = 4
+N = 20
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,13 @@ def test_searches_come_through_an_engine_that_fails(tmp_path, calm, monkeypatch)
     monkeypatch.setattr(soak, "FAILS", 0.02)
     monkeypatch.setattr(soak, "KILL_S", (600, 600))
     lives = 0
-    while any(soak.done(tmp_path / mode / "trees") < N // 2 for mode in soak.AT_ONCE):
+    wanted = {mode: soak.number_of(mode, N) for mode in soak.MODES}
+    assert sum(wanted.values()) == N
+    while any(soak.done(tmp_path / mode / "trees") < n for mode, n in wanted.items()):
         asyncio.run(soak.faulty(N, tmp_path, seed=lives))
         lives += 1
         assert lives < 20
-    for mode in soak.AT_ONCE:
+    for mode in soak.MODES:
         assert wrong(soak.records(tmp_path / mode / "trees"), calm, tmp_path / mode, mode) == []
     assert "engine" in (tmp_path / "faults").read_text()
 
