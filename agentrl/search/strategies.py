@@ -122,7 +122,7 @@ def itool_strategy(
             s.prior = 1.0 if s.logprob is None else rules.mean_prior(s.logprob, s.tokens)
 
     def created(table: Table, state: State) -> None:
-        state.q = first_value(state)
+        state.q = state.estimate = first_value(state)
 
     def backup(table: Table, path: Sequence[State], value: float | None) -> None:
         for state in path:

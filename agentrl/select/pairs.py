@@ -226,11 +226,17 @@ def _step(tree: Tree, table: Table, state: State, chat: Chat) -> _Side:
         weights += [float(said_here)] * len(node.token_ids)
         own = own or node.id == start
     said = [i for i, w in zip(ids, weights, strict=True) if w]
-    value = state.q / max(state.visits, 1) if table.strategy == "itool" else state.q
+    value = _mean_earned(state) if table.strategy == "itool" else state.q
     meta = {"task": tree.task.id, "tokenizer": tree.meta.get("tokenizer"), "step": state.depth}
     sample = Sample(ids, weights, meta=meta)
     text = chat.decode(chat.without_end(said))
     return _Side(sample, value, text, state.depth, state.full)
+
+
+def _mean_earned(state: State) -> float:
+    """iTool's q is a sum: a step's first value and, for a visit, the mean of what they earned. (The
+    sum over visits grows with them, and as a mean the first value shrinks with them.)"""
+    return state.estimate + (state.q - state.estimate) / max(state.visits, 1)
 
 
 def _pair(

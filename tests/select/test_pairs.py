@@ -126,6 +126,20 @@ def test_itools_filters_keep_their_boundaries(values, texts, kept):
     assert made.dropped.total() == (not kept)
 
 
+def test_a_fragments_first_value_counts_once_however_often_it_was_visited():
+    """As a part of the sum over visits it would make a wrong fragment that was visited once
+    (0.6 + 0.025) better than the right one that was visited five times (0.6 + 5 * 0.25)."""
+    tree = tree_of(
+        [(0, "3, ", 0.6 + 5 * 0.25, 5), (0, "4, ", 0.6 + 0.025, 1)],
+        strategy="itool",
+    )
+    for state in tree.meta["search"]["states"][1:]:
+        state["estimate"] = 0.6
+    (pair,) = select([tree], CHAT, levels="all").pairs
+    assert pair.meta["texts"] == ("3, ", "4, ")
+    assert pair.meta["values"] == pytest.approx((0.85, 0.625))
+
+
 def test_an_overlap_of_exactly_the_limit_is_kept():
     words = [f"w{i}" for i in range(20)]
     other = [*words[:19], "x"]
