@@ -61,9 +61,8 @@ class State:
     is the reference's. `q` is the step's value and `visits` its count (a fraction where similar
     siblings share), `full` counts whole visits. `value` is that of the place, `confidence` what the
     judge said of it, `outcome` the environment's grade of a finished path; None is "not judged".
-    `estimate` is what a judge's word is worth there (iTool: the step's first value), `reward` by how much
-    the step raised it.
-    `logprob` (nats) is the sum over the step's `tokens`.
+    `estimate` is what a judge's word is worth there (of iTool's the step's first value), `reward`
+    by how much the step raised it. `logprob` (nats) is the sum over the step's `tokens`.
     """
 
     id: int
