@@ -229,3 +229,22 @@ def test_an_agent_never_sees_the_answer(tmp_path):
     assert given == {"task": "t0", "messages": [{"role": "user", "content": "What is 6*7?"}]}
     assert "127.0.0.1" in (tmp_path / "env").read_text()
     assert "OPENAI_BASE_URL" not in os.environ
+
+
+def test_grpo_trains_an_agent_outside_on_the_ids_it_sampled(tmp_path):
+    pytest.importorskip("torch", reason="needs the extra 'train'")
+    from agentrl.config import RunFolder, settings
+    from agentrl.recipes import grpo
+    from tests.rl_toys import NextLetter, policy
+
+    options = {"n": 4, "prompts": 4, "group": 4, "eval_n": 4, "max_tokens": 4, "lr": 1e-3}
+    config = grpo.Config(steps=2, save_every=0, train_dtype="fp32", **options)
+    run, env = RunFolder(tmp_path, settings(config), resume=False), NextLetter()
+    learning = grpo.learn(
+        config, policy(), env, env, run, progress=False, rollout=make("external", agent=ask)
+    )
+    summary = asyncio.run(learning)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert summary["training"]["samples"] > 0
+    assert [row["failure_rate"] for row in rows] == [0.0, 0.0]
+    assert max(row.get("logprob_diff_max", 0) for row in rows) < 1e-4
