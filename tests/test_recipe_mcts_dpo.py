@@ -13,12 +13,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 
 import envs  # noqa: E402
+from agentrl.chat import Chat  # noqa: E402
 from agentrl.claims.base import fresh, imitate, policy, rows  # noqa: E402
 from agentrl.config import RunFolder, settings  # noqa: E402
 from agentrl.engines.characters import CharTokenizer  # noqa: E402
 from agentrl.errors import ConfigError  # noqa: E402
 from agentrl.recipes import mcts_dpo  # noqa: E402
 from agentrl.store import load  # noqa: E402
+from agentrl.tree import Tree  # noqa: E402
+from agentrl.types import Attempt  # noqa: E402
 
 TOKENIZER = CharTokenizer()
 
@@ -116,6 +119,20 @@ def test_pairs_of_whole_answers_at_an_equal_count(tmp_path):
         folder = tmp_path / origin
         learnt(folder, origin=origin, max_pairs=2, right_only=False, iterations=1)
         assert metrics(folder)[0]["pairs"] == 2
+
+
+def test_a_search_that_failed_is_counted_and_makes_no_pair(run):
+    folder, _ = run
+    trees = list(load(folder / "trees" / "iteration_0001"))
+    failed = Tree(trees[0].task)
+    root = failed.add(None, "user", "template", [1])
+    failed.attempts.append(Attempt(root.id, "engine_error", error="the engine is down"))
+    config, chat = mcts_dpo.Config(right_only=False), Chat(TOKENIZER)
+    alone = mcts_dpo._pairs(config, trees, chat, 0)
+    made = mcts_dpo._pairs(config, [failed, *trees], chat, 0)
+    assert len(made.pairs) == len(alone.pairs) > 0
+    row = mcts_dpo._measured([failed, *trees], made)
+    assert row["failure_rate"] == pytest.approx(1 / 7)
 
 
 @pytest.mark.parametrize(
