@@ -107,13 +107,15 @@ def processor(pid: int) -> dict[int, float]:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Plain calls: `run(work, at_once)` samples as much as the rollouts did, in process `pid` and
-    those it started. `goal` is how many times as fast ours should be, on each of `clocks`."""
+    those it started. `goal` is how many times as fast ours should be, on each of `clocks`, from
+    `least` rollouts at once on."""
 
     name: str
     run: Callable[[list[Turns], int], object]
     pid: int
     goal: float
     clocks: tuple[Clock, ...]
+    least: int = 1
 
 
 def throughput(
@@ -137,7 +139,7 @@ def compared(
     speeds: dict[tuple[str, Clock], list[float]] = defaultdict(list)
 
     def timed(name: str, pid: int, run: Callable[[], object]) -> float:
-        """Tokens a second of both clocks, kept; returns the first of them."""
+        """Keeps the tokens a second by every clock; returns those by the first."""
         before, began = processor(pid), time.perf_counter()
         run()
         took = {"wall": time.perf_counter() - began}
@@ -153,14 +155,12 @@ def compared(
         stack.drop_caches()
         return timed("ours", os.getpid(), rollouts)
 
+    def theirs() -> float:
+        return timed(peer.name, peer.pid, lambda: peer.run(work, at_once))
+
     ours()  # so that the peer knows what to do
-    speeds.clear()
-    sides = {"ours": ours, peer.name: lambda: timed(peer.name, peer.pid, theirs)}
-
-    def theirs() -> None:
-        peer.run(work, at_once)
-
-    rounds = options.rounds(1 if at_once > 16 else 3)
+    sides = {"ours": ours, peer.name: theirs}
+    rounds = options.rounds(1 if at_once > 16 else 2)  # the large ones are long enough
     alternate(case, UNITS[peer.clocks[0]], sides, rounds, warm_up=at_once == 1)
     lengths = [sum(k for _, k in turns) for turns in work]
     note = f"{n} rollouts of {min(lengths)} to {max(lengths)} sampled tokens"
@@ -169,7 +169,7 @@ def compared(
         own, plain = (speeds[name, clock][-rounds:] for name in sides)
         made += rows(
             case, UNITS[clock], own, {peer.name: plain}, better="higher",
-            goal=peer.goal * max(plain), note=note,
+            goal=peer.goal * max(plain) if at_once >= peer.least else None, note=note,
         )  # fmt: skip
     return made
 
@@ -182,7 +182,7 @@ def hf(options: Options, shapes: Sequence[Shape] = SHAPES[:1]) -> list[Row]:
     def plain(work: list[Turns], at_once: int) -> None:
         generate(policy.model, work, at_once, pad)
 
-    peer = Peer("transformers generate", plain, os.getpid(), 1.5, ("cpu",))
+    peer = Peer("transformers generate", plain, os.getpid(), 1.5, ("cpu",), least=16)
     return throughput("hf", policy, peer, options, shapes)
 
 
@@ -257,7 +257,7 @@ def weights(options: Options) -> list[Row]:
     ways: tuple[sync.Via, ...] = ("memory", "disk", "gloo")
     try:
         found = alternate(
-            "sync", "s/GB", {way: lambda way=way: sent(way) for way in ways}, options.rounds(5)
+            "sync", "s/GB", {way: lambda way=way: sent(way) for way in ways}, options.rounds(3)
         )
     finally:
         asyncio.run(policy.close())
@@ -282,7 +282,7 @@ def adapter(options: Options, size: float) -> list[Row]:
                 model.save_pretrained(folder)
                 return async_seconds(lambda: policy.sampler.update_adapter(folder))
 
-            timed = alternate("sync", "s", {"adapter": lambda: seconds(sent)}, options.rounds(5))
+            timed = alternate("sync", "s", {"adapter": lambda: seconds(sent)}, options.rounds(3))
             bytes_ = sum(file.stat().st_size for file in Path(folder).iterdir())
     finally:
         asyncio.run(policy.close())

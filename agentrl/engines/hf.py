@@ -25,11 +25,13 @@ kept whole, even if characters follow in it.
 An `update` waits for the requests that came before it and holds back those that come after it, so
 every completion is of one version, which it reports.
 
-Why not transformers' own continuous batching (`generate_batch`, tried in 5.19): it gives
-log-probabilities and runs on a CPU, but has one seed for all requests, no stop strings, and keeps
-no keys and values from turn to turn. Speed alone would not decide: for 16 unrelated prompts of 121
-tokens and 24 new ones each (SmolLM2-135M, fp32, one thread, one process on a shared machine) it
-gave 28 tokens per CPU second, start-up included, `generate` 34 to 38, this engine 65.
+What it does on which device, and why, is in `hf_device`. Why not transformers' own continuous
+batching (5.19): it gives log-probabilities, runs on a CPU, and a persistent manager keeps full
+blocks of keys and values for later prompts. But it has one seed for all requests, so that a draw
+depends on what else is in the batch, and no stop strings. Speed alone would not decide: for 16
+unrelated prompts of 121 tokens and 24 new ones each (SmolLM2-135M, fp32, one thread, one process on
+a shared machine) it gave 28 tokens per CPU second, start-up included, `generate` 34 to 38, this
+engine 65 (without packed weights, then).
 """
 
 from __future__ import annotations

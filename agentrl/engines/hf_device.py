@@ -1,12 +1,16 @@
 """What the `hf` engine does on which device. It chooses by itself; `agentrl doctor` shows it.
 
-What else there is was measured and is not used (SmolLM2-135M, one core with AVX512, torch 2.13):
+What else there is, and why it is not used (profiles of SmolLM2-135M on one core with AVX512, torch
+2.13, 1 to 64 rows):
 
-- `torch.compile`: products of matrices and attention take 85 % to 95 % of a step, so that it could
-  win a tenth, for a compiler on every machine and a minute at every change of shapes.
-- Attention by batched products of matrices instead of torch's fused kernel: equal to a tenth.
+- `torch.compile`: products of matrices and attention, which it leaves to the same kernels, take
+  four fifths of a step. The rest does not pay for a compiler on every machine and for compiling
+  again where shapes change, which they do at every step.
+- Attention by batched products of matrices instead of torch's fused kernel: as fast, to a tenth.
 - A static cache: the slots are one, written in place.
 - transformers' continuous batching: see `hf`.
+
+None of this was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +35,23 @@ class Costs:
 def costs(device: torch.device) -> Costs:
     """Few large calls on a GPU; on a CPU as many as save reading."""
     return Costs(250, True) if device.type == "cpu" else Costs(20_000, False)
+
+
+SMALL = 1 << 16
+"""Weights with fewer entries stay with torch's own linear, whose calls cost less."""
+
+
+def suits_onednn(module: nn.Module) -> bool:
+    """True for a plain linear layer on a CPU, whole and large enough to call oneDNN."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module) is nn.Linear
+        and type(weight) is nn.Parameter  # no part of a sharded one
+        and weight.device.type == "cpu"
+        and weight.numel() >= SMALL
+        and weight.is_contiguous()
+        and onednn_works(weight.dtype)
+    )
 
 
 @functools.cache
@@ -83,6 +104,6 @@ def explained(device: torch.device) -> dict[str, str]:
             else "torch's own: this build has no oneDNN that works"
         ),
         "attention": "torch's fused kernel over slots written in place, common prefixes read once",
-        "compile": "no: products of matrices take nine tenths of a step",
+        "compile": "no: products of matrices and attention take four fifths of a step",
         "threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS, or policy.threads)",
     }

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from agentrl.engines import hf_attention, hf_device
 from agentrl.errors import ConfigError
 
-_SMALL = 1 << 16
-"""Weights with fewer entries stay with torch's own linear, whose calls cost less."""
-
 _PACKED_SHARE = 0.25
 """Packed copies of weights take at most this part of the memory now free."""
 
@@ -48,7 +45,7 @@ def make_view(model: nn.Module, *, onednn: bool, attention: str | None = None) -
     for config in _configs(view):
         config._attn_implementation = attention or hf_attention.NAME
     if onednn:
-        _use_onednn([m for m in view.modules() if _suits_onednn(m)])
+        _use_onednn([m for m in view.modules() if hf_device.suits_onednn(m)])
     return view
 
 
@@ -91,18 +88,6 @@ def _configs(view: nn.Module) -> Iterator[Any]:
         ):
             seen.add(id(config))
             yield config
-
-
-def _suits_onednn(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return (
-        type(module) is nn.Linear
-        and isinstance(weight, Tensor)
-        and weight.device.type == "cpu"
-        and weight.numel() >= _SMALL
-        and weight.is_contiguous()
-        and hf_device.onednn_works(weight.dtype)
-    )
 
 
 def _use_onednn(layers: list[Any]) -> None:
