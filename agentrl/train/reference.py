@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agentrl.batch import Batch, Layout, collate, plan
 from agentrl.logprob import read_head
 from agentrl.train.attention import tree_attention
+from agentrl.train.linear import fast_linear
 from agentrl.train.scorer import Scorer, probes
 from agentrl.types import Sample
 
@@ -57,7 +58,11 @@ class Reference:
 
         Once before training, instead of in every step. `budget` is the tokens a forward pass.
         """
-        with self.scorer() as scorer, tree_attention(scorer.model, layout):
+        with (
+            self.scorer() as scorer,
+            tree_attention(scorer.model, layout),
+            fast_linear(scorer.model),
+        ):
             found = token_table(
                 samples, budget, layout, lambda batch: scorer(batch).logprobs_BT, scorer.model
             )

@@ -21,6 +21,7 @@ from agentrl.batch import Batch, Layout, Rows, collate
 from agentrl.logprob import bare_model, read_head
 from agentrl.train.attention import tree_attention
 from agentrl.train.distributed import assemble, idle, join, norm_of, not_yet, share, skeleton, wrap
+from agentrl.train.linear import fast_linear
 from agentrl.train.reference import Reference, token_table
 from agentrl.train.schedule import TrainConfig
 from agentrl.train.scorer import Scorer, Scores
@@ -96,7 +97,7 @@ class Trainer:
         if self.config.grad_checkpointing:
             bare.gradient_checkpointing_enable({"use_reentrant": False})
         try:
-            with tree_attention(model, self.layout):
+            with tree_attention(model, self.layout), fast_linear(model):
                 yield
         finally:
             model.train(before)
@@ -125,7 +126,7 @@ class Trainer:
         before = model.training
         model.eval()
         try:
-            with torch.no_grad(), tree_attention(model, self.layout):
+            with torch.no_grad(), tree_attention(model, self.layout), fast_linear(model):
                 return token_table(
                     samples, budget, self.layout, lambda batch: read(self.score(batch)), model
                 )
