@@ -35,12 +35,12 @@ def config(seed: int, **changes: Any) -> itool.Config:
     values: dict[str, Any] = {
         "model": "tiny",
         "n": 240,
-        "eval_n": 200,
+        "eval_n": 150,
         "seed": seed,
         "warmup_lr": 3e-4,
         "rounds": 2,
         "share": 0.5,
-        "iterations": 16,
+        "iterations": 12,
         "group": 1,
         "depth": 20,
         "temperature": 1.0,
@@ -54,7 +54,7 @@ def config(seed: int, **changes: Any) -> itool.Config:
 
 
 def run(
-    seed: int, folder: Path, *, base_steps: int = 160, **changes: Any
+    seed: int, folder: Path, *, base_steps: int = 180, **changes: Any
 ) -> dict[str, dict[str, float]]:
     """One seed: a base model that has imitated the tasks for a while, the recipe from there, and
     fine-tuning from there on the same right turns, shuffled."""
@@ -129,13 +129,13 @@ CLAIM = Claim(
     says="After fine-tuning, rounds of preferences between fragments of calls, searched where the "
     "model is weakest, make more of the tasks with several calls right than more fine-tuning does.",
     task="Two or three calls of eight toy tools at once, by a transformer of two layers from "
-    "scratch that has imitated 240 tasks for 160 steps. `warmup`: an epoch from easy to hard. "
+    "scratch that has imitated 240 tasks for 180 steps. `warmup`: an epoch from easy to hard. "
     "`itool`: then two rounds of SimPO, each on pairs from the half of the tasks with the highest "
-    "perplexity (16 iterations a tree; calls are compared with the right ones). Both SFT arms, "
+    "perplexity (12 iterations a tree; calls are compared with the right ones). Both SFT arms, "
     "from the same base, train on the right turns of all tasks, shuffled, with the warm-up's "
     "settings: for the warm-up's rows and then as many rows as the rounds have trained on (`sft`; "
     "a pair is two rows), or as many tokens with loss (`sft_tokens`). What the search samples is "
-    "not counted. Greedy, on 200 other tasks.",
+    "not counted. Greedy, on 150 other tasks.",
     effects=(
         Effect("iTool is better than SFT of as many rows", "itool.accuracy", "sft.accuracy"),
         Effect(
