@@ -155,7 +155,12 @@ def trained(options: Options) -> list[Row]:
         name = make_work.__name__
         case = train.named(name, "tree_pairs_train_s")
         found, losses = train.measured(
-            case, "s a step", train.dpo_sides(work.model, chosen), lambda took, n: took / n, options
+            case,
+            "s a step",
+            train.dpo_sides(work.model, chosen),
+            lambda took, n: took / n,
+            options,
+            alike=5e-3,
         )
         paths = [side.token_ids for pair in chosen for side in (pair.chosen, pair.rejected)]
         note = (
