@@ -201,6 +201,7 @@ def plain_vllm() -> Iterator[Peer]:
     """vLLM alone, with the options that ours has."""
     python = sys.executable if loading.found() == "here" else loading.found()
     given = VLLM | {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": True}
+    given["enable_chunked_prefill"] = False  # see `inside.vllm_core`
     program = Path(__file__).parent / "peer_vllm.py"
     command = [python, str(program), loading.source(MODEL), json.dumps(given)]
     with (
@@ -212,6 +213,7 @@ def plain_vllm() -> Iterator[Peer]:
             stderr=log,
             text=True,
             env=environment(),
+            start_new_session=True,  # as ours: Linux shares the processor out by session
         ) as process,
     ):
         assert process.stdin is not None

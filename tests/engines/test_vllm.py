@@ -97,6 +97,17 @@ def test_the_contract_of_policies(policy):
     check_policy(Kept(policy), tolerance=TOLERANCE, weights={})
 
 
+def test_more_prompts_at_once_than_a_step_takes(policy, ids):
+    """Prompts that vLLM computes in parts would end an engine on a CPU, as requests have seeds."""
+
+    async def go() -> None:
+        prompts = [[i, *ids * 40][:400] for i in range(16)]
+        made = await asyncio.gather(*(policy.sample(p, PARAMS) for p in prompts))
+        assert all(m.token_ids for m in made)
+
+    asyncio.run(go())
+
+
 def test_it_agrees_with_transformers(policy, ids):
     async def go() -> None:
         hf = HFPolicy(policy.model, policy.tokenizer)

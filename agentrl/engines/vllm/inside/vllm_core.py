@@ -48,6 +48,9 @@ class Core:
             arguments["lora_target_modules"] = ADAPTED
         if current_platform.is_cpu():
             arguments["enforce_eager"] = True
+            # on the last part of a prompt vLLM 0.32 sets a seeded generator back, which torch's for
+            # CPUs cannot do: the engine would die of it
+            arguments["enable_chunked_prefill"] = False
             if "gpu_memory_utilization" not in options:
                 arguments["kv_cache_memory_bytes"] = CPU_CACHE
         self.model = model
