@@ -64,7 +64,10 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
         "vllm": {
             "__version__": "0",
             "AsyncEngineArgs": lambda model, **options: options,
-            "SamplingParams": lambda **options: options,
+            "SamplingParams": types.SimpleNamespace,
+        },
+        "vllm.sampling_params": {
+            "RequestOutputKind": types.SimpleNamespace(FINAL_ONLY="final"),
         },
         "vllm.platforms": {"current_platform": types.SimpleNamespace(is_cpu=lambda: True)},
         "vllm.v1": {},
