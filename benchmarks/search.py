@@ -37,7 +37,7 @@ PACKAGES = ("agentrl", "trl", "transformers", "torch")
 PARAMS = SamplingParams(max_tokens=96)
 SEARCH = {"step_tokens": 16, "iterations": 4, "first": 2, "outcome": False}
 ANEW: Mapping[str, Any] = {"prefix_cache": False}
-ALIKE = 0.1
+ALIKE = 0.3
 """What the sides' trees may differ by in tokens: rounding may lead a search another way."""
 
 
@@ -54,7 +54,8 @@ class Work:
     grown: list[Tree] = field(default_factory=list)
 
     def run(self, side: str, **options: Any) -> float:
-        """Trees a CPU minute. Raises RuntimeError if the sides' trees are not alike."""
+        """Trees a CPU minute, of the size that the first side's have. Raises RuntimeError if the
+        sides' trees are not alike."""
         from agentrl.engines.hf import HFPolicy
 
         policy = HFPolicy(self.model, self.tokenizer, **options)
@@ -76,7 +77,7 @@ class Work:
         if any(abs(n - unique) > ALIKE * unique for n in self.unique.values()):
             raise RuntimeError(f"{side}: {unique} tokens, but the other sides: {self.unique}")
         self.unique[side], self.computed[side] = unique, policy.stats.tokens_computed / unique
-        return 60 * self.trees / took
+        return 60 * self.trees / took * unique / next(iter(self.unique.values()))
 
 
 async def toy_value(task: Task, text: str) -> float:
@@ -139,10 +140,12 @@ def search(options: Options) -> list[Row]:
 
 
 def tree_pairs(work: Work) -> list[Pair]:
-    """The pairs of one searched tree, wherever there are siblings."""
+    """The pairs of one searched tree, wherever there are siblings: an even number, as TRL takes two
+    at a time and a last one alone would count twice there."""
     work.run("agentrl")
     chat, filters = Chat(work.tokenizer), pairs.Filters(cap=None)
-    return pairs.select(work.grown[:1], chat, levels="all", filters=filters).pairs
+    found = pairs.select(work.grown[:1], chat, levels="all", filters=filters).pairs
+    return found[: len(found) // 2 * 2]
 
 
 def trained(options: Options) -> list[Row]:
@@ -160,7 +163,6 @@ def trained(options: Options) -> list[Row]:
             train.dpo_sides(work.model, chosen),
             lambda took, n: took / n,
             options,
-            alike=5e-3,
         )
         paths = [side.token_ids for pair in chosen for side in (pair.chosen, pair.rejected)]
         note = (

@@ -144,11 +144,9 @@ def measured(
     sides: dict[str, Side],
     figure: Callable[[float, int], float],
     options: Options,
-    *,
-    alike: float = 2e-3,
 ) -> tuple[dict[str, list[float]], str]:
     """`figure(seconds, steps)` of all sides (the first is ours), once their losses are found equal,
-    and these losses as text. Equal is what differs by `alike` at most.
+    and these losses as text.
 
     One round of the large model, in which every step counts.
     """
@@ -159,7 +157,7 @@ def measured(
         took, found = sides[name]()
         losses[name] = found
         first = losses[next(iter(losses))]
-        if any(abs(a - b) > alike * max(1, abs(a)) for a, b in zip(first, found, strict=True)):
+        if any(abs(a - b) > 2e-3 * max(1, abs(a)) for a, b in zip(first, found, strict=True)):
             raise RuntimeError(f"{case}: the losses differ: {losses}")
         return figure(took, len(found))
 
