@@ -9,11 +9,15 @@ import pytest
 
 pytest.importorskip("langgraph", reason="needs the extra 'langgraph'")
 
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import interrupt
+from pydantic import BaseModel
 
 from agentrl.collect import collect
 from agentrl.credit import credited, episode_of
@@ -291,3 +295,98 @@ def test_an_async_node_that_blocks_is_told_how_not_to():
     graph.add_edge(START, "act")
     with pytest.raises(ConfigError, match="await model"):
         one(langgraph(graph.compile()))
+
+
+def calling(call: Any, **compiled: Any) -> Any:
+    """A graph of one node, which does what `call` does with the messages."""
+
+    async def act(state: MessagesState) -> Any:
+        return {"messages": [await call(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(act)
+    graph.add_edge(START, "act")
+    return graph.compile(**compiled)
+
+
+def test_a_graph_that_fails_has_no_reward_and_is_tried_again():
+    async def broken(messages):
+        said = await ChatModel().ainvoke(messages)
+        return said.content["no such key"]
+
+    tree, attempt = one(langgraph(calling(broken)), retries=1)
+    assert (attempt.stop_reason, attempt.reward) == ("cancelled", None)
+    assert attempt.error.startswith("AgentError: the graph failed: TypeError: ")
+    assert len(tree.meta["failures"]) == 2
+
+
+def test_what_a_call_names_is_done_or_refused():
+    short = ChatModel(max_tokens=9).bind(max_tokens=3, parallel_tool_calls=True)
+    tree, attempt = one(langgraph(calling(short.ainvoke)), lambda text: "long words")
+    assert (attempt.stop_reason, tree.nodes[1].token_ids) == ("max_tokens", tuple(b"lon"))
+    for asked in ({"top_p": 0.5}, {"parallel_tool_calls": False}, {"tool_choice": "any"}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(asked))}=.*leave it out"):
+            one(langgraph(calling(ChatModel().bind(**asked).ainvoke)))
+
+
+def test_a_cache_of_langchain_answers_nothing():
+    set_llm_cache(InMemoryCache())
+    try:
+        rollout = langgraph(calling(ChatModel().ainvoke))
+        for _ in range(2):
+            tree, attempt = one(rollout, lambda text: "42")
+            assert spoken(tree, attempt) == ["42", "<|im_end|>"]
+    finally:
+        set_llm_cache(None)
+
+
+class Route(BaseModel):
+    """Who is next."""
+
+    next: str
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ('<tool_call>{"name": "Route", "arguments": {"next": "42"}}</tool_call>', "42"),
+        ("The solver, I would say.", "nobody"),
+    ],
+)
+def test_structured_output_is_a_call_of_the_schema_or_none(said, answer):
+    model = ChatModel().with_structured_output(Route)
+
+    async def act(messages):
+        route = await model.ainvoke(messages)
+        return HumanMessage("nobody" if route is None else route.next)
+
+    rollout = langgraph(calling(act), answer=lambda state: state["messages"][-1].content)
+    tree, attempt = one(rollout, lambda text: said)
+    assert (attempt.reward, attempt.answer) == (float(answer == "42"), answer)
+    assert tree.meta["tools"][0]["function"]["name"] == "Route"
+
+
+def test_a_graph_that_pauses_by_itself_is_refused():
+    for how in ({"interrupt_before": ["act"]}, {"interrupt_after": ["act"]}):
+        with pytest.raises(ConfigError, match="interrupt_before or interrupt_after"):
+            langgraph(calling(ChatModel().ainvoke, checkpointer=InMemorySaver(), **how))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_function_as_a_graph_may_ask_before_it_has_a_state(watched):
+    model = ChatModel()
+
+    @entrypoint(checkpointer=InMemorySaver())
+    async def work(messages):
+        told = interrupt("May I?")
+        return {"messages": [await model.ainvoke([*messages, HumanMessage(told)])]}
+
+    options = {"watch": [].append} if watched else {}
+    rollout = langgraph(
+        work,
+        inputs=lambda messages, task: messages,
+        interrupts=lambda value, task: f"{value} Yes.",
+        **options,
+    )
+    _, attempt = one(rollout, lambda text: "42" if "May I? Yes." in text else "no")
+    assert attempt.reward == 1.0
