@@ -98,6 +98,8 @@ class Outside:
         """See `agentrl.proxy.sessions.Sessions.reply`. Remembers a failure that nobody mended."""
         if self.closed or self.posted is not None:
             raise Ended("the attempt has ended")
+        if self.session.settings.fixed:  # one seed would make all attempts at a task the same
+            sampling.pop("seed", None)
         task = asyncio.current_task()
         assert task is not None
         self._replying.add(task)

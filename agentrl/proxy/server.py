@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from agentrl.engines.endpoint.wire import Malformed
 from agentrl.errors import (
+    BudgetError,
     ChatError,
     ConfigError,
     DeadlineError,
@@ -47,6 +48,7 @@ _PROBLEMS: list[tuple[type[Exception], int, str]] = [
     (Ended, 409, "session_ended"),
     (DeadlineError, 504, "deadline"),
     (InfraError, 503, "engine_failed"),
+    (BudgetError, 402, "budget_used_up"),
     (StoreError, 507, "store_failed"),
     (Malformed, 400, "invalid_request"),
     (ChatError, 400, "invalid_request"),
@@ -104,8 +106,13 @@ def app(sessions: Served, token: str = "") -> web.Application:
         return web.json_response(_end(sessions, request.match_info["name"], await _json(request)))
 
     async def models(request: web.Request) -> web.StreamResponse:
-        model = {"id": sessions.policy.name, "object": "model", "owned_by": "agentrl"}
-        return web.json_response({"object": "list", "data": [model]})
+        return web.json_response({"object": "list", "data": [_model(sessions)]})
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        asked, own = request.match_info["model"], sessions.policy.name
+        if asked != own:
+            return _problem(404, "model_not_found", f"there is no model {asked!r}, only {own!r}")
+        return web.json_response(_model(sessions))
 
     async def health(request: web.Request) -> web.StreamResponse:
         told = {"status": "ok", "sessions": len(sessions), "version": sessions.policy.version}
@@ -114,10 +121,15 @@ def app(sessions: Served, token: str = "") -> web.Application:
     made.router.add_post("/v1/chat/completions", chat)
     made.router.add_post("/sessions/{name}/v1/chat/completions", chat)
     made.router.add_post("/sessions/{name}/reward", end)
-    made.router.add_get("/v1/models", models)
-    made.router.add_get("/sessions/{name}/v1/models", models)
+    for before in ("", "/sessions/{name}"):
+        made.router.add_get(f"{before}/v1/models", models)
+        made.router.add_get(f"{before}/v1/models/{{model:.+}}", model)
     made.router.add_get("/health", health)
     return made
+
+
+def _model(sessions: Served) -> dict[str, Any]:
+    return {"id": sessions.policy.name, "object": "model", "created": 0, "owned_by": "agentrl"}
 
 
 async def _chat(sessions: Served, request: web.Request, name: str) -> web.StreamResponse:
@@ -147,8 +159,8 @@ def _end(sessions: Served, name: str, data: Any) -> dict[str, Any]:
     texts = (given["task"], given["answer"], given["error"] or "")
     if not all(isinstance(text, str) for text in texts) or not isinstance(given["rewards"], dict):
         raise Malformed("task, answer and error are texts, rewards an object")
-    reward = given.pop("reward")
-    return sessions.end(name, reward, **given)
+    reward, error = given.pop("reward"), given.pop("error") or None
+    return sessions.end(name, reward, error=error, **given)
 
 
 async def _json(request: web.Request) -> Any:

@@ -215,9 +215,18 @@ def _key(message: Message) -> str:
     """What makes two messages the same. White space around them does not, nor the name that an
     agent gives to itself."""
     name = "" if message.role == "assistant" else message.name
-    calls = [[call.name, dict(call.arguments), call.id] for call in message.tool_calls]
+    calls = [[call.name, _whole(dict(call.arguments)), call.id] for call in message.tool_calls]
     said = [message.role, message.content.strip(), calls, message.tool_call_id, name]
     return json.dumps(said, sort_keys=True, ensure_ascii=False)
+
+
+def _whole(data: Any) -> Any:
+    """JSON with 1.0 as 1, as JavaScript writes it."""
+    if isinstance(data, dict):
+        return {key: _whole(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_whole(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() else data
 
 
 def _digest(data: Any) -> str:

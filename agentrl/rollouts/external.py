@@ -43,7 +43,7 @@ def external(
     run in a thread. The environment grades the policy's last reply, or with `answer="output"` what
     the command printed or the function returned.
 
-    With `fixed`, temperature, top-p and top-k are the collection's whatever the agent asks for;
+    With `fixed`, temperature, top-p, top-k and seed are the collection's whatever the agent asks;
     `max_tokens` limits what is sampled in all its replies together. An agent that runs for longer
     than `deadline_s` is killed with all that it started (a function in a thread is left alone, and
     no longer answered). It raises DeadlineError then, and AgentError if the agent fails or never

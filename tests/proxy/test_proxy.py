@@ -18,7 +18,7 @@ aiohttp = pytest.importorskip("aiohttp", reason="needs the extra 'remote'")
 
 from agentrl.credit import credited, episode_of  # noqa: E402
 from agentrl.engines.scripted import ScriptedPolicy  # noqa: E402
-from agentrl.errors import ConfigError, EngineError  # noqa: E402
+from agentrl.errors import BudgetError, ConfigError, EngineError  # noqa: E402
 from agentrl.proxy import Sessions, Settings  # noqa: E402
 from agentrl.proxy.server import serving  # noqa: E402
 from agentrl.store import load  # noqa: E402
@@ -144,6 +144,10 @@ def test_a_stream_says_the_same(tmp_path):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text"),
         ({"messages": [USER], "tools": [{}]}, "tool 0"),
         ({"messages": [USER], "n": 2}, "n=2 is not supported"),
+        ({"messages": [USER], "logprobs": True}, "logprobs=true is not supported"),
+        ({"messages": [USER], "parallel_tool_calls": False}, "parallel_tool_calls=false"),
+        ({"messages": [USER], "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"messages": [USER], "seed": 1 << 63}, "seed"),
         ({"messages": [USER], "tool_choice": "required"}, "tool_choice"),
         ({"messages": [USER], "response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [USER], "temperature": "hot"}, "temperature"),
@@ -199,6 +203,39 @@ def test_a_token_keeps_others_out(tmp_path):
                     pass
 
         asyncio.run(everywhere())
+
+
+def test_models_are_listed_and_found(tmp_path):
+    async def steps(call):
+        listed = await call("/sessions/a/v1/models")
+        return listed, await call("/v1/models/scripted"), await call("/v1/models/gpt-x")
+
+    (status, listed), (_, found), (missing, told) = proxied(tmp_path, steps)
+    assert (status, missing, told["error"]["code"]) == (200, 404, "model_not_found")
+    assert listed["data"] == [found]
+    assert (found["id"], found["object"]) == ("scripted", "model")
+
+
+def test_a_budget_that_is_used_up_is_said(tmp_path):
+    class Spent(ScriptedPolicy):
+        async def sample(self, prompt_ids, params):
+            raise BudgetError("all 5 requests are spent")
+
+    async def steps(call):
+        return await call("/sessions/a/v1/chat/completions", {"messages": [USER]})
+
+    status, told = proxied(tmp_path, steps, Spent(say))
+    assert (status, told["error"]["code"]) == (402, "budget_used_up")
+    assert told["error"]["message"] == "all 5 requests are spent"
+
+
+def test_an_empty_error_is_none(tmp_path):
+    async def steps(call):
+        return (await solve(call, error=""))[-1]
+
+    assert proxied(tmp_path, steps)[1]["reward"] == 1.0
+    (tree,) = load(tmp_path)
+    assert (tree.attempts[0].error, tree.attempts[0].reward) == (None, 1.0)
 
 
 def test_failures_are_answered_and_are_no_rewards(tmp_path):

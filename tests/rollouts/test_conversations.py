@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 from agentrl.chat import Chat
@@ -55,6 +56,19 @@ def test_a_history_that_goes_on_keeps_the_sampled_tokens():
     assert (attempt.branches, attempt.metrics["calls"]) == ((), 1)
     rows = credited(talk.start.tree, attempt, [0.0] * len(talk.start.tree.ids(second.node)))
     assert sampled(rows) == len(talk.start.chat.encode(CALL, trusted=True)) + 1 + len("42") + 1
+
+
+def test_numbers_are_the_same_however_they_are_written():
+    """JavaScript writes 2.0 and 1e3 as 2 and 1000."""
+    talk = conversations([CALL.replace('"print(6*7)"', '[2.0, {"x": 1e3}, 0.5, true]'), "42"])
+    (first,) = said(talk, [USER], tools=[PYTHON])
+    (call,) = first.message.tool_calls
+    assert call.arguments == {"code": [2, {"x": 1000}, 0.5, True]}
+    again = replace(call, arguments=json.loads('{"code": [2, {"x": 1000}, 0.5, true]}'))
+    shown = replace(first.message, tool_calls=(again,))
+    answer = Message("tool", "42", tool_call_id=call.id)
+    (second,) = said(talk, [USER, shown, answer], tools=[PYTHON])
+    assert first.node in [n.id for n in talk.start.tree.path(second.node)]
 
 
 def test_two_replies_never_share_a_call_id():

@@ -50,20 +50,26 @@ def say(text: str) -> str:
     return "It is 42" if "sure?" in text else "It is 41"
 
 
-def ran(agent: Any, policy: Any = None, n: int = 1, retries: int = 0, **options: Any) -> list[Any]:
+def ran(
+    agent: Any,
+    policy: Any = None,
+    n: int = 1,
+    retries: int = 0,
+    samples: int = 1,
+    **options: Any,
+) -> list[Any]:
     """The trees of `n` tasks."""
     policy = policy or ScriptedPolicy(say)
     env = FakeEnv([task(f"t{i}") for i in range(n)])
     rollout = make("external", agent=agent, **options)
     params = SamplingParams(4000, 0.7)
-    return asyncio.run(
-        collect(env, rollout, policy, params=params, retries=retries, progress=False)
-    )
+    many = {"samples": samples, "retries": retries, "progress": False}
+    return asyncio.run(collect(env, rollout, policy, params=params, **many))
 
 
-def ask(link: Any, messages: Any = None) -> str:
+def ask(link: Any, messages: Any = None, **asked_for: Any) -> str:
     """One request, as any client in a thread would send it."""
-    body = json.dumps({"messages": messages or link.messages}).encode()
+    body = json.dumps({"messages": messages or link.messages, **asked_for}).encode()
     head = {"Authorization": f"Bearer {link.api_key}"}
     asked = urllib.request.Request(f"{link.base_url}/chat/completions", body, head)
     with urllib.request.urlopen(asked, timeout=20) as answer:
@@ -156,6 +162,22 @@ def test_functions_are_agents_as_well_many_at_once():
         trees = ran(one, n=6)
         assert [t.attempts[0].reward for t in trees] == [reward] * 6
         assert {t.attempts[0].metrics["replies"] for t in trees} == {1}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_seed_that_an_agent_writes_does_not_make_a_group_the_same(fixed):
+    seeds = []
+
+    class Seeing(ScriptedPolicy):
+        async def sample(self, prompt_ids, params):
+            seeds.append(params.seed)
+            return await super().sample(prompt_ids, params)
+
+    def agent(link):
+        return ask(link, seed=42)
+
+    ran(agent, Seeing(say), n=1, fixed=fixed, samples=4)
+    assert len(set(seeds)) == (4 if fixed else 1)
 
 
 def test_a_function_that_comes_too_late_is_not_answered():

@@ -81,8 +81,9 @@ def _message(data: Any, number: int) -> Message:
     except Malformed as error:
         raise Malformed(f"message {number}: {error}") from error
     parts = data.get("content")
-    if isinstance(parts, list) and any(_kind(p) != "text" for p in parts):
-        raise Malformed(f"message {number}: only text is taken, no {_kind(parts[0])}")
+    strange = [k for p in parts if (k := _kind(p)) != "text"] if isinstance(parts, list) else []
+    if strange:
+        raise Malformed(f"message {number}: only text is taken, no {strange[0]}")
     call_id = str(data.get("tool_call_id") or "") if role == "tool" else ""
     return Message(role, text, calls, call_id, str(data.get("name") or ""))
 
