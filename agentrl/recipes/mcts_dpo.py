@@ -215,7 +215,7 @@ def _pairs(config: Config, trees: Sequence[Tree], chat: Chat, iteration: int) ->
     """The pairs of an iteration, in a number that does not depend on the trees where it is set."""
     seed = derive_seed(config.seed, iteration)
     made = pairs.select(
-        _finished(trees),
+        trees,
         chat,
         origin=config.origin,
         negative=config.negative,
@@ -231,15 +231,10 @@ def _pairs(config: Config, trees: Sequence[Tree], chat: Chat, iteration: int) ->
     return made
 
 
-def _finished(trees: Sequence[Tree]) -> list[Tree]:
-    """The trees whose search did not fail in our hands."""
-    return [t for t in trees if t.attempts and t.attempts[-1].error is None]
-
-
 def _measured(trees: Sequence[Tree], made: pairs.Pairs) -> Row:
     """What an iteration's searches came to: `chosen_right` and `found` are the shares of searches
     whose answer, and of which any graded path, was right."""
-    valid = _finished(trees)
+    valid = [t for t in trees if t.attempts and t.attempts[-1].error is None]
     last = [t.attempts[-1] for t in valid]
     return {
         "searches": len(trees),

@@ -8,8 +8,7 @@
   Workflow, arXiv 2405.07863).
 
 What failed in our hands, was cut off or not scored is never a side of a pair; equal values make no
-pair.
-"""
+pair."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 from agentrl.chat import Chat
 from agentrl.errors import ConfigError, DataError, unknown
-from agentrl.evaluate import final, right
+from agentrl.evaluate import right
 from agentrl.pairing import FLIP, suffix_only, visit_flip
 from agentrl.search import State, Table
 from agentrl.search.rules import overlap
@@ -128,7 +127,8 @@ def select(
     wrong, from their visits (`agentrl.pairing.visit_flip`). `length_penalty` is taken off a reward
     for every character (`max_min_p` of RLHF Workflow); `by` names an attempt's metric that is
     compared in the reward's place, such as a reward model's score. Raises ConfigError for a name
-    that does not exist; DataError for siblings of trees that no search made.
+    that does not exist; DataError for siblings of trees that no search made. A tree whose search
+    failed in our hands makes no siblings, and is counted in `dropped`.
     """
     for what, name, known in (
         ("origin", origin, ORIGINS),
@@ -140,7 +140,7 @@ def select(
     if soft and origin != "siblings":
         raise ConfigError("soft labels come from visits, which only siblings have")
     filters, made = filters or Filters(), Pairs()
-    kept = [t for t in trees if not right_only or _solved(t, made)]
+    kept = [t for t in trees if _usable(t, origin, right_only, made)]
     for group in _groups(kept, origin):
         found = 0
         for sides in _choices(group, chat, origin, levels, (by, length_penalty), made):
@@ -152,11 +152,17 @@ def select(
     return made
 
 
-def _solved(tree: Tree, made: Pairs) -> bool:
-    if any(right(a) for _, a in final([tree])):
-        return True
-    made.dropped["trees without a right answer"] += 1
-    return False
+def _usable(tree: Tree, origin: Origin, right_only: bool, made: Pairs) -> bool:
+    """Whether pairs can be made of a tree; counts why not. (Of `leaves` and `attempts` each attempt
+    is looked at by itself.)"""
+    failed = not tree.attempts or tree.attempts[-1].error is not None
+    if failed and (origin == "siblings" or right_only):
+        made.dropped["failed in our hands"] += 1
+        return False
+    if right_only and not right(tree.attempts[-1]):
+        made.dropped["trees without a right answer"] += 1
+        return False
+    return True
 
 
 def _groups(trees: Sequence[Tree], origin: Origin) -> list[list[Tree]]:

@@ -19,7 +19,7 @@ from agentrl.exchange import from_trl, to_trl
 from agentrl.pairing import FLIP, shared_prefix, visit_flip
 from agentrl.search.table import Table
 from agentrl.select import rows
-from agentrl.select.pairs import NEGATIVES, Filters, choose, lowest, max_min, select
+from agentrl.select.pairs import NEGATIVES, ORIGINS, Filters, choose, lowest, max_min, select
 from agentrl.store import TreeStore
 from agentrl.train import TrainConfig, ches, train
 from agentrl.tree import Tree
@@ -169,6 +169,23 @@ def test_wrong_trees_can_be_left_out_and_others_are_refused():
         select([plain], CHAT)
     with pytest.raises(ConfigError, match="origin"):
         select([plain], CHAT, origin="leafs")
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("right_only", [True, False])
+def test_a_search_that_failed_is_counted_and_the_others_make_their_pairs(origin, right_only):
+    failed, empty = Tree(TASK), Tree(TASK)
+    leaf = failed.add(None, "user", "template", CHAT.prompt(TASK.prompt)).id
+    failed.attempts.append(Attempt(leaf, "engine_error", error="the engine is down"))
+    stopped = tree_of(STEPS)  # what it had found is in its table, and it was never over
+    stopped.attempts[:] = failed.attempts
+    trees = [failed, stopped, empty]
+    alone = select([tree_of(STEPS)], CHAT, origin=origin, right_only=right_only)
+    made = select([*trees, tree_of(STEPS)], CHAT, origin=origin, right_only=right_only)
+    assert made.pairs == alone.pairs
+    each = origin == "siblings" or right_only
+    assert made.dropped["failed in our hands"] == (3 if each else 2)  # trees, else attempts
+    assert made.dropped["trees without a right answer"] == 0
 
 
 def test_the_best_and_the_worst_reward_of_a_task():
