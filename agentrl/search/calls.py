@@ -133,5 +133,10 @@ def _compared(said: ToolCall, wanted: ToolCall, whole: bool) -> Grade:
 
 
 def _same(a: object, b: object) -> bool:
-    """Equal and of one type: True is not 1."""
+    """Equal, and of one type wherever a truth value stands, inside of lists and mappings too: True
+    is not 1."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[name]) for name, value in a.items())
+    if isinstance(a, list | tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_same, a, b))
     return a == b and isinstance(a, bool) == isinstance(b, bool)

@@ -106,6 +106,24 @@ def test_all_that_is_a_beginning_of_calls_can_go_on(calls):
             assert can_go_on(text[:end]), text[:end]
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted", "expected"),
+    [
+        ("[True, 2]", "[1, 2]", "B"),
+        ("[1, 2]", "[1, 2]", "A"),
+        ("[True, 2]", "[True, 2]", "A"),
+        ("{'k': [0]}", "{'k': [False]}", "B"),
+        ("{'k': [[False]]}", "{'k': [[False]]}", "A"),
+        ("[1]", "[1, 2]", "B"),
+        ("{'k': 1}", "{'l': 1}", "B"),
+        ("[1.0]", "[1]", "A"),
+        ("[]", "{}", "B"),
+    ],
+)
+def test_values_inside_of_values_are_compared_with_their_types(said, wanted, expected):
+    assert grade(python(f"f(a={said})"), python(f"f(a={wanted})"), finished=True) == expected
+
+
 def test_where_no_call_is_wanted_any_is_wrong():
     assert grade("None of my tools (all three) can.", "No tool.", finished=True) == "A"
     assert grade(f"{OPEN}[to", "No tool.", finished=False) == "D"
