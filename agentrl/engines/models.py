@@ -87,12 +87,20 @@ def load_classifier(name: str, dtype: DType = "auto", device: str = "auto") -> A
     return model.to(place).eval()
 
 
-def _architectures(name: str, source: str, what: str) -> list[str]:
+def text_config(name: str) -> Any:
+    """The configuration of the language model in `name`. Raises ConfigError if it is not found."""
+    source = str(smollm2_folder()) if name == SMOLLM2 else _source(name)
+    config = _config(name, source, "model")
+    return config.get_text_config(decoder=True)
+
+
+def _config(name: str, source: str, what: str) -> Any:
     with _explained(name, what):
-        config = transformers.AutoConfig.from_pretrained(
-            source, local_files_only=_only_local(source)
-        )
-    return list(config.architectures or [])
+        return transformers.AutoConfig.from_pretrained(source, local_files_only=_only_local(source))
+
+
+def _architectures(name: str, source: str, what: str) -> list[str]:
+    return list(_config(name, source, what).architectures or [])
 
 
 def _refuse_classifier(name: str, source: str | Path) -> None:

@@ -8,10 +8,13 @@ import gc
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from agentrl.engines.vllm import loading, sync
 from agentrl.engines.vllm.inside.vllm_server import application
 from agentrl.engines.vllm.policy import VLLMPolicy
 from agentrl.engines.vllm.server import PROGRAM, Client, Server
+from agentrl.engines.vllm.thread import LoopThread
 from agentrl.errors import ConfigError, EngineError, InfraError
 from agentrl.store import load
 from agentrl.tree import Tree
@@ -175,6 +179,40 @@ def test_hanging_up_cancels_in_the_engine():
         assert core.cancelled == 1
 
     with_policy(work)
+
+
+def test_closing_ends_what_is_under_way():
+    """Nobody waits for an answer that cannot come."""
+
+    async def work(policy: VLLMPolicy, core: Core) -> None:
+        calls = [asyncio.create_task(policy.sample([HANGS], PARAMS)) for _ in range(3)]
+        while core.running < 3:
+            await asyncio.sleep(0.01)
+        await policy.close()
+        done, waiting = await asyncio.wait(calls, timeout=20)
+        assert not waiting
+        assert all(isinstance(call.exception(), EngineError) for call in done)
+
+    with_policy(work)
+
+
+def test_a_loop_that_is_stopped_answers_everybody():
+    async def go() -> None:
+        there = LoopThread("test")
+        call = asyncio.create_task(there.run(asyncio.sleep(3600)))
+        await there.run(asyncio.sleep(0))
+        await there.stop()
+        with pytest.raises(EngineError, match="closed before it had answered"):
+            await asyncio.wait_for(call, 20)
+        assert await there.run(asyncio.sleep(0, 7)) == 7
+        call = asyncio.create_task(there.run(asyncio.sleep(3600)))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await there.stop()
+
+    asyncio.run(go())
 
 
 def test_a_wrong_token_is_refused_and_ours_is_sent(monkeypatch):
@@ -495,7 +533,47 @@ asyncio.run(go())
         assert not os.path.exists(folder)
 
 
+def test_a_server_that_still_starts_ends_with_its_parent_at_once(fake_python):
+    """A real engine takes a minute, in which its event loop does not run."""
+    folder = tempfile.mkdtemp(prefix="agentrl-vllm-")
+    options = ["--socket", f"{folder}/socket", "--with-parent", "--options", '{"start_s": 60}']
+    with subprocess.Popen(
+        [fake_python, str(PROGRAM), "fake", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"starting\n"
+        server.stdin.close()
+        assert server.wait(10) == -signal.SIGKILL
+    assert not os.path.exists(folder)
+
+
+def test_a_port_that_is_taken_is_said_before_an_engine_starts(fake_python):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [fake_python, str(PROGRAM), "fake", "--port", str(port)]
+        made = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 1
+    assert made.stderr == f"cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
 # --- names and commands
+
+
+def test_a_server_of_another_model_is_noticed(monkeypatch):
+    own = types.SimpleNamespace(vocab_size=300, hidden_size=64)
+    monkeypatch.setattr("agentrl.engines.models.text_config", lambda name: own)
+    shape = {"vocab_size": 300, "hidden_size": 64}
+    facts = {"model": "/cache/tiny", "shape": shape}
+    assert loading._other("org/tiny", facts) == ""
+    assert loading._other("org/tiny-tuned", facts) == "/cache/tiny"
+    assert loading._other("tiny", {"model": "tiny"}) == ""
+    facts["shape"] = shape | {"hidden_size": 128}
+    with pytest.raises(ConfigError, match=r"another model than 'tiny'.*hidden_size 128, not 64"):
+        loading._other("tiny", facts)
 
 
 def test_names_of_policies():

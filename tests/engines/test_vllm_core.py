@@ -24,6 +24,10 @@ ASKED = {
 FILE = {"kind": "file", "path": "/w"}
 
 
+def prompt_ids(prompt: Any) -> list[int]:
+    return prompt["prompt_token_ids"][1:]
+
+
 class Engine:
     """vLLM's AsyncLLM. `on` maps a method of the workers to what it does."""
 
@@ -36,19 +40,26 @@ class Engine:
         self.vllm_config = types.SimpleNamespace(lora_config=None, parallel_config=parallel)
 
     async def generate(self, prompt: Any, params: Any, name: str, lora_request: Any) -> Any:
+        self.asked = params
         if self.hold is not None:
             await self.hold.wait()
         row = {7: types.SimpleNamespace(logprob=-0.5)}
         one = types.SimpleNamespace(
             token_ids=[7], logprobs=[row], finish_reason="length", stop_reason=None
         )
-        yield types.SimpleNamespace(outputs=[one])
+        scores = [None] + [{i: types.SimpleNamespace(logprob=-0.75)} for i in prompt_ids(prompt)]
+        yield types.SimpleNamespace(outputs=[one], prompt_logprobs=scores)
 
     async def pause_generation(self, mode: str) -> None:
         self.told.append("pause")
 
     async def resume_generation(self) -> None:
         self.told.append("resume")
+
+    async def add_lora(self, request: Any) -> None:
+        self.told.append(request.name)
+        if "add_lora" in self.on:
+            await self.on["add_lora"]()
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> None:
         self.told.append(method)
@@ -70,6 +81,12 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
             "RequestOutputKind": types.SimpleNamespace(FINAL_ONLY="final"),
         },
         "vllm.platforms": {"current_platform": types.SimpleNamespace(is_cpu=lambda: True)},
+        "vllm.lora": {},
+        "vllm.lora.request": {
+            "LoRARequest": lambda name, number, path: types.SimpleNamespace(
+                name=name, number=number, path=path
+            ),
+        },
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": made},
@@ -183,5 +200,62 @@ def test_requests_that_do_not_end_hold_up_an_update_until_its_deadline(core):
             await core.update(FILE, 0.05)
         core.engine.hold.set()
         assert (await early)["version"] == 0
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "logprob", "sampled"),
+    [(1.0, -0.5, None), (0.0, -0.5, [0.0]), (0.5, -0.75, [-0.5])],
+)
+def test_log_probabilities_at_temperature_1_and_of_what_was_drawn_from(
+    core, temperature, logprob, sampled
+):
+    """vLLM's are of what was drawn from, but for greedy ones, which were certain."""
+    made = asyncio.run(core.sample([1], ASKED | {"temperature": temperature}))
+    assert (made["logprobs"], made["sampled"]) == ([logprob], sampled)
+
+
+def test_only_the_tokenizers_ends_end_a_completion(core):
+    """Not those of the checkpoint's generation config, too, which would look like a limit."""
+    asyncio.run(core.sample([1], ASKED | {"eos_ids": [7, 9]}))
+    assert (core.engine.asked.ignore_eos, core.engine.asked.stop_token_ids) == (True, [7, 9])
+    assert asyncio.run(core.sample([1], ASKED | {"eos_ids": [7]}))["finish"] == "eos"
+    assert asyncio.run(core.sample([1], ASKED))["finish"] == "length"
+
+
+ADAPTER = {"kind": "adapter", "path": "/a"}
+
+
+def test_an_adapter_waits_for_what_samples_with_the_former_one(core):
+    """vLLM holds one, and would read the former one's folder again."""
+
+    async def go() -> None:
+        assert await core.update(ADAPTER, 5) == 1
+        core.engine.hold = asyncio.Event()
+        early = asyncio.create_task(core.sample([1], ASKED))
+        await asyncio.sleep(0)
+        update = asyncio.create_task(core.update(ADAPTER, 5))
+        await asyncio.sleep(0.01)
+        assert core.engine.told == ["adapter-1"]
+        core.engine.hold.set()
+        assert [(await early)["version"], await update] == [1, 2]
+        assert core.engine.told == ["adapter-1", "adapter-2"]
+
+    asyncio.run(go())
+
+
+def test_an_adapters_number_is_never_used_again(core):
+    """The engine may hold under it what was given up as too slow."""
+
+    async def go() -> None:
+        core.engine.on["add_lora"] = hangs
+        with pytest.raises(TimeoutError, match=r"loading the adapter took over 0\.05 s"):
+            await core.update(ADAPTER, 0.05)
+        del core.engine.on["add_lora"]
+        assert await core.update(ADAPTER, 5) == 1
+        assert (core.engine.told, core.lora.number) == (["adapter-1", "adapter-2"], 2)
+        await core.update(FILE, 5)
+        assert core.lora is None
 
     asyncio.run(go())

@@ -173,6 +173,21 @@ def test_an_engine_with_the_weights_of_an_earlier_client_gets_its_own_first():
     asyncio.run(go())
 
 
+def test_an_engine_of_another_checkpoint_gets_the_weights_first():
+    async def go() -> None:
+        model = tiny()
+        engine = Elsewhere(model)
+        moved(engine.hf.model)
+        with pytest.warns(AgentRLWarning, match="has the weights of runs/other: those of"):
+            ours = MirroredPolicy(VLLMPolicy(engine, TOKENIZER), lambda: model, "runs/other")
+        made = await ours.sample(IDS, PARAMS)
+        scored = (await HFPolicy(model, TOKENIZER).score([*IDS, *made.token_ids]))[len(IDS) - 1 :]
+        assert made.logprobs == pytest.approx(scored, abs=1e-4)
+        await ours.close()
+
+    asyncio.run(go())
+
+
 def test_an_update_that_failed_is_tried_again_after_refresh():
     async def go() -> None:
         ours, engine = mirrored(tiny())

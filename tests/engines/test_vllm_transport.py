@@ -7,6 +7,7 @@ record of the handle for the memory behind it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import json
 import os
@@ -94,6 +95,30 @@ def test_a_file_that_is_cut_off(tmp_path):
     os.truncate(path, 130)
     with pytest.raises(ValueError, match="ends before c: 130 bytes"):
         transport.receive(source, 0, CPU, 1.0)
+
+
+def test_a_file_that_the_engine_does_not_see():
+    """It runs on another machine, or in a container."""
+    source = {"kind": "file", "path": "/proc/0/fd/9", "tensors": sync._specs(WEIGHTS)}
+    with pytest.raises(ValueError, match=r"No such file.*elsewhere use via='gloo'"):
+        transport.receive(source, 0, CPU, 1.0)
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(monkeypatch, tmp_path):
+    def full(file: Any, weights: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transport, "write", full)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(EngineError, match=rf"do not fit into {tmp_path}: No space left"):
+        asyncio.run(sync.send(Workers(), WEIGHTS, via="disk", seconds=5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_has_the_deadline_too(monkeypatch):
+    monkeypatch.setattr(transport, "write", lambda file, weights: time.sleep(0.3))
+    with pytest.raises(EngineError, match=r"writing the weights took over 0\.1 s"):
+        asyncio.run(sync.send(Workers(), WEIGHTS, via="memory", seconds=0.1))
 
 
 def test_a_worker_that_fails_has_the_last_word():

@@ -7,7 +7,8 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 from agentrl.chat import HFTokenizer
@@ -40,9 +41,11 @@ def vllm_policy(
     trainer and of the engine, `device` the trainer's, `options` are vLLM's engine arguments.
     `max_context`, `via` and `sync_s` are those of `VLLMPolicy`, `start_s` bounds the start.
 
-    Raises ConfigError if there is no such model or no vLLM, EngineError if it does not start.
+    Raises ConfigError if there is no such model or no vLLM, or the engine serves another model;
+    EngineError if it does not start.
     """
     model, url = split(name)
+    other = ""
     tokenizer = HFTokenizer(models.load_tokenizer(model))
     if url:
         given = {k: v for k, v in {"python": python, **options}.items() if v is not None}
@@ -52,6 +55,7 @@ def vllm_policy(
                 f"{', '.join(given)}"
             )
         engine: Engine = _connected(url)
+        other = _other(model, engine.facts())
     else:
         kind = models.resolved_dtype(model, dtype, device)
         if max_context is not None:
@@ -61,7 +65,7 @@ def vllm_policy(
         engine, tokenizer, name=f"vllm:{name}", max_context=max_context, via=via, sync_s=sync_s
     )
     return MirroredPolicy(
-        sampler, functools.partial(models.load_model, model, dtype=dtype, device=device)
+        sampler, functools.partial(models.load_model, model, dtype=dtype, device=device), other
     )
 
 
@@ -79,6 +83,21 @@ def split(name: str) -> tuple[str, str]:
 def source(model: str) -> str:
     """The folder or hub id that vLLM loads."""
     return str(models.smollm2_folder()) if model == models.SMOLLM2 else model
+
+
+def _other(model: str, facts: Mapping[str, Any]) -> str:
+    """What an engine serves instead of `model`, empty where that is it. Raises ConfigError for a
+    model of another shape."""
+    own = models.text_config(model)
+    shape = {n: (theirs, getattr(own, n, None)) for n, theirs in facts.get("shape", {}).items()}
+    differs = [f"{n} {theirs}, not {ours}" for n, (theirs, ours) in shape.items() if theirs != ours]
+    served = str(facts.get("model", ""))
+    if differs:
+        raise ConfigError(
+            f"the engine serves another model than {model!r}: {served} ({'; '.join(differs)}). "
+            "Name that one, or start a server for this one"
+        )
+    return "" if Path(served).name == Path(source(model)).name else served
 
 
 def found() -> str:
@@ -124,7 +143,8 @@ def _apart(work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run, name="agentrl-vllm-start")
+    # a daemon: Ctrl-C while it waits ends this process, and so the server
+    thread = threading.Thread(target=run, name="agentrl-vllm-start", daemon=True)
     thread.start()
     thread.join()
     if failed:

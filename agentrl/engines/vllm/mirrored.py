@@ -29,12 +29,13 @@ class MirroredPolicy:
     every sample until the next `refresh`. An engine with
     `enable_lora` gets a LoRA adapter alone, every other one whole weights, adapters merged into a
     copy. The first time it is tested that they arrive (`self_test`). `load` makes the model when it
-    is first asked for: who only samples never has it, unless the engine's weights are not its own.
+    is first asked for: who only samples never has it, unless the engine's weights are not its own
+    (an earlier client's, or those of what it `serves` instead).
 
     Versions are counted here; a completion has that of the weights it was sampled from.
     """
 
-    def __init__(self, sampler: VLLMPolicy, load: Callable[[], Any]) -> None:
+    def __init__(self, sampler: VLLMPolicy, load: Callable[[], Any], serves: str = "") -> None:
         self.sampler, self._load = sampler, load
         self.name = sampler.name
         self.tokenizer: Tokenizer = sampler.tokenizer
@@ -45,10 +46,12 @@ class MirroredPolicy:
         self._tested, self._failed = False, ""
         facts = sampler.engine.facts()
         self._stale = bool(facts["version"] or facts.get("broken"))
+        has = f"weights that an earlier client sent (version {facts['version']})"
+        if serves and not self._stale:
+            self._stale, has = True, f"the weights of {serves}"
         if self._stale:
             warnings.warn(
-                f"the engine has weights that an earlier client sent (version {facts['version']}): "
-                "those of the model that was asked for are sent first",
+                f"the engine has {has}: those of the model that was asked for are sent first",
                 category=AgentRLWarning,
                 stacklevel=3,
             )

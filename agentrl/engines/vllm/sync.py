@@ -70,10 +70,18 @@ async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: fl
 
 
 async def _by_file(engine: Any, weights: Mapping[str, Any], via: Via, seconds: float) -> int:
+    until = time.monotonic() + seconds
     with _file(via) as (file, path):
-        await asyncio.to_thread(transport.write, file, weights)
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.to_thread(transport.write, file, weights)
+        except TimeoutError as error:
+            raise EngineError(f"writing the weights took over {seconds:g} s") from error
+        except OSError as error:
+            where = "memory" if via == "memory" else os.path.dirname(path)
+            raise EngineError(f"the weights do not fit into {where}: {error.strerror}") from error
         source = {"kind": "file", "path": path, "tensors": _specs(weights)}
-        return int(await engine.update(source, seconds))
+        return int(await engine.update(source, until - time.monotonic()))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,10 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
+from agentrl.errors import EngineError
+
+_ENDING_S = 5.0
+
 
 class LoopThread:
     """An event loop on a daemon thread, started when it is first needed: for connections and
@@ -18,19 +22,28 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The outcome of `work` on that loop; cancelling this cancels that."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+        """The outcome of `work` on that loop; cancelling this cancels that. Raises EngineError if
+        it was not done when `stop` was called."""
+        made = asyncio.run_coroutine_threadsafe(work, self._started())
+        try:
+            return await asyncio.wrap_future(made)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if made.cancelled() and task is not None and not task.cancelling():
+                raise EngineError("the engine was closed before it had answered") from None
+            raise
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The same, for a caller without a loop."""
         return asyncio.run_coroutine_threadsafe(work, self._started()).result()
 
     async def stop(self) -> None:
-        """End the thread; `run` starts another one."""
+        """End what runs there, and the thread; `run` starts another one."""
         loop, thread = self._loop, self._thread
         self._loop = self._thread = None
         if loop is None or thread is None:
             return
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_end_others(), loop))
         loop.call_soon_threadsafe(loop.stop)
         await asyncio.to_thread(thread.join)
         loop.close()
@@ -43,3 +56,12 @@ class LoopThread:
             )
             self._thread.start()
         return self._loop
+
+
+async def _end_others() -> None:
+    """Cancel what else runs on this loop, and wait for it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_ENDING_S)

@@ -1,8 +1,8 @@
 """Stands in for vLLM behind the real HTTP server: it does what the first id of a prompt says.
 
 `options`: `update_s`, seconds that an update takes; `refuse`, what it fails with; `start`, what the
-start fails with; `lives`, the completions after which the process dies; `answer`, what is put into
-a completion, and `scores`, what is answered for log-probabilities.
+start fails with, `start_s`, how long it takes; `lives`, the completions after which the process
+dies; `answer`, what is put into a completion, and `scores`, what is answered for log-probabilities.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from typing import Any
 
 FAILS, REFUSES, HANGS, DIES = 1, 2, 3, 4
@@ -20,6 +21,9 @@ class Core:
     def __init__(self, model: str, **options: Any) -> None:
         if "start" in options:
             raise RuntimeError(options["start"])
+        if "start_s" in options:
+            print("starting", flush=True)
+            time.sleep(options["start_s"])
         self.model, self.options = model, options
         self.version = self.cancelled = self.running = self.asked = 0
         self.sources: list[dict[str, Any]] = []

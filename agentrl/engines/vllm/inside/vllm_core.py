@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 EXTENSION = "vllm_extension.Extension"
 CPU_CACHE = 2 << 30
 """bytes"""
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""By what of a model's configuration a client tells that it is another one than it asked for."""
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """What adapters may change. With the head among them, vLLM 0.32 dies on a CPU when it is asked for
 the log-probabilities of a prompt: it takes the rows of the prompt for those of the batch."""
@@ -62,7 +64,7 @@ class Core:
         self.broken = ""
         """Why the weights are part old, part new; empty where they are not."""
         self.lora: Any = None
-        self._ids = itertools.count()
+        self._ids, self._adapters = itertools.count(), itertools.count(1)
         self._updating, self._ready, self._idle = asyncio.Lock(), asyncio.Event(), asyncio.Event()
         self._ready.set()
         self._idle.set()
@@ -77,8 +79,10 @@ class Core:
         """What a client needs to know of the engine."""
         import vllm
 
+        text = getattr(self.engine.model_config, "hf_text_config", None)
         return {
             "model": self.model,
+            "shape": {n: getattr(text, n) for n in SHAPE if hasattr(text, n)},
             "max_context": self.max_context,
             "vocab_size": self.vocab_size,
             "version": self.version,
@@ -93,7 +97,8 @@ class Core:
         `eos_ids`. Cancelling the call ends the request in the engine.
 
         The result has `ids`, `logprobs` (temperature 1), `sampled` (of the distribution drawn from,
-        None where that is the same), `finish` (eos, stop, length), `stop`, `version`.
+        None where that is the same; 0 at temperature 0), `finish` (eos, stop, length), `stop`,
+        `version`.
         """
         from vllm import SamplingParams
 
@@ -105,7 +110,9 @@ class Core:
             top_k=0 if greedy else params["top_k"],
             seed=params["seed"],
             stop=list(params["stop"]),
+            # the tokenizer's own ends, and not what the checkpoint's generation config adds
             stop_token_ids=list(params["eos_ids"]),
+            ignore_eos=True,
             include_stop_str_in_output=True,
             skip_special_tokens=False,
             detokenize=bool(params["stop"]),
@@ -119,11 +126,13 @@ class Core:
             tokens = list(one.token_ids)
             drawn = [row[i].logprob for i, row in zip(tokens, one.logprobs, strict=True)]
             own = drawn if plain else (await self._score([*ids, *tokens], lora))[len(ids) - 1 :]
+            if greedy:  # what vLLM gives are those at temperature 1, of tokens that were certain
+                drawn = [0.0] * len(tokens)
         finish, stop = _ending(one, tokens, params["eos_ids"])
         return {
             "ids": tokens,
             "logprobs": own,
-            "sampled": None if plain else drawn,
+            "sampled": None if plain and not greedy else drawn,
             "finish": finish,
             "stop": stop,
             "version": version,
@@ -196,23 +205,32 @@ class Core:
         return self.version
 
     async def _take(self, source: dict[str, Any], seconds: float) -> None:
-        if source["kind"] == "adapter":  # its number is part of the keys of cached blocks
-            from vllm.lora.request import LoRARequest
-
-            self._doing = "loading the adapter"
-            number = self.version + 1
-            lora = LoRARequest(f"version-{number}", number, source["path"])
-            await self.engine.add_lora(lora)
-            self.lora = lora
-            return
         self._doing = "waiting for the requests in flight"
         await self._idle.wait()
+        if source["kind"] == "adapter":
+            await self._adapt(source["path"])
+            return
         try:
             await self.engine.pause_generation(mode="wait")  # drops the caches, too
             if source["kind"] != "none":
                 await self._replace(source, seconds)
         finally:
             await self.engine.resume_generation()
+
+    async def _adapt(self, path: str) -> None:
+        """Sample with the adapter in the folder `path`, which is read here and now.
+
+        Its number is part of the keys of cached blocks, and never used again: what vLLM holds under
+        a number it does not read another time. It has room for one adapter, and would look for the
+        former one's folder if requests still needed that.
+        """
+        from vllm.lora.request import LoRARequest
+
+        self._doing = "loading the adapter"
+        number = next(self._adapters)
+        lora = LoRARequest(f"adapter-{number}", number, path)
+        await self.engine.add_lora(lora)
+        self.lora = lora
 
     async def _replace(self, source: dict[str, Any], seconds: float) -> None:
         self._doing = "receiving the weights"

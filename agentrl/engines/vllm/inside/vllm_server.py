@@ -25,6 +25,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -78,38 +80,66 @@ def _failed(text: str, kind: str, status: int) -> web.Response:
 
 async def serve(options: argparse.Namespace) -> None:
     """Start the engine and answer until a signal, or the end of standard input."""
+    over, loop, started = asyncio.Event(), asyncio.get_running_loop(), threading.Event()
+
+    def alone() -> None:
+        if not started.is_set():  # the loop does not run while an engine starts
+            _end_at_once(options.socket)
+        loop.call_soon_threadsafe(over.set)
+
+    if options.with_parent:
+        threading.Thread(target=_wait_for_parent, args=(alone,), daemon=True).start()
+    port = None if options.socket else _bound(options.host, options.port)
     from vllm_core import Core  # beside this file
 
     core = Core(options.model, **json.loads(options.options))
+    started.set()
     # a handler is cancelled when its client hangs up
     runner = web.AppRunner(
         application(core, os.environ.get("AGENTRL_TOKEN", "")), handler_cancellation=True
     )
     await runner.setup()
-    site: web.BaseSite = (
-        web.UnixSite(runner, options.socket)
-        if options.socket
-        else web.TCPSite(runner, options.host, options.port)
-    )
+    site = web.UnixSite(runner, options.socket) if port is None else web.SockSite(runner, port)
     await site.start()
     where = options.socket or f"http://{options.host}:{options.port}"
     print(json.dumps({"ready": where, **core.facts()}), flush=True)
-    over, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
-    if options.with_parent:
-
-        def ended() -> None:
-            if not os.read(0, 4096):
-                over.set()
-
-        loop.add_reader(0, ended)
     await over.wait()
     with contextlib.suppress(Exception):
         await core.close()
     await runner.cleanup()
     if options.with_parent and options.socket:  # who made the folder may be dead
         shutil.rmtree(os.path.dirname(options.socket), ignore_errors=True)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The port, taken before the engine is started: that takes a minute. Nobody is let in yet."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = min(found, key=lambda f: f[0] != socket.AF_INET)
+        made = socket.socket(family, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        raise SystemExit(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return made
+
+
+def _wait_for_parent(alone: Callable[[], None]) -> None:
+    """Call `alone` when standard input ends: who started this is gone."""
+    while os.read(0, 4096):
+        pass
+    alone()
+
+
+def _end_at_once(path: str | None) -> None:
+    """End this process and what the engine has started so far: a session of its own."""
+    if path:
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def main() -> None:

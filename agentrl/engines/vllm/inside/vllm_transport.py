@@ -72,7 +72,13 @@ def _mapped(path: str, tensors: list[Spec]) -> Iterator[tuple[str, Any]]:
     """What `write` wrote, mapped: the file may be deleted from here on."""
     import torch
 
-    data, at = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8), 0
+    try:
+        data, at = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8), 0
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the engine cannot read the trainer's file of weights ({error}). The ways memory and "
+            "disk are for one machine, one user and one container; elsewhere use via='gloo'"
+        ) from error
     for name, dtype, shape in tensors:
         kind = getattr(torch, dtype)
         end = at + kind.itemsize * math.prod(shape)
