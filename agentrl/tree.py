@@ -163,7 +163,12 @@ class Cursor:
         seed = derive_seed(self.seed, self._calls)
         own = {"max_tokens": limit, "stop": stops, "seed": seed, **changes}
         self._calls += 1
-        completion = await self._asked(replace(self.params, **own))
+        return self.take(await self._asked(replace(self.params, **own)), frozen=frozen)
+
+    def take(self, completion: Completion, *, frozen: bool = False) -> Sampled:
+        """Append what the policy said to the ids so far, where it was asked in another way than by
+        `sample` (as one of its likeliest tokens). Raises TreeError if the turn has ended."""
+        self._require_open()
         ids = completion.token_ids
         self.sampled_tokens += len(ids) if completion.tokens is None else completion.tokens
         n = len(self.chat.without_end(ids))

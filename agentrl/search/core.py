@@ -16,10 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentrl.interfaces import Ranks
 from agentrl.search import disk
 from agentrl.search.parts import Alike, Budget, Grade, Judge, Place, Strategy
 from agentrl.search.stage import Stage
-from agentrl.search.steps import Draw, gold_step
+from agentrl.search.steps import Draw, drawn, gold_step, likeliest_steps
 from agentrl.search.table import Acted, State, Table
 from agentrl.search.units import WHOLE, Unit, Units
 from agentrl.tree import Cursor, Tree, derive_seed
@@ -96,26 +97,32 @@ class Search:
         *,
         greedy: bool = False,
         top_k: int | None = None,
+        likeliest: bool = False,
         alike: Alike | None = None,
         gold: str | None = None,
     ) -> list[State]:
         """Draw `n` more steps in `state`; returns those that are new (equal ones are dropped, and
         those whose texts are `alike`).
 
-        The first that is ever drawn there is greedy if `greedy`. The next step of the reference
+        The first that is ever drawn there is greedy if `greedy`; steps of one token are the
+        `likeliest`, if the policy tells them. The next step of the reference
         `gold` is among them where the path is how that begins. What the steps ask the environment
         for is carried out, once a step. Where the turn has no room left, there are none, and the
         state is a finished, truncated path.
         """
         first, state.drawn = state.drawn, state.drawn + n
-        draws = await together(
-            self._draw(state, i, units(state.depth), greedy and i == 0, top_k)
-            for i in range(first, first + n)
-        )
+        unit = units(state.depth)
+        if likeliest and unit.max_tokens == 1 and isinstance(self.cursor.policy, Ranks):
+            draws = await self._likeliest(state, first, n)
+        else:
+            draws = await together(
+                self._draw(state, i, unit, greedy and i == 0, top_k)
+                for i in range(first, first + n)
+            )
         self.table.tokens += sum(d.tokens for d in draws)
         if gold is not None and not self._earlier(self._turn(state)):
-            stops, acts = units(state.depth).stops, len(self.table.acts(state))
-            given = await gold_step(self.at(state), gold, stops, self.stage, acts)
+            acts = len(self.table.acts(state))
+            given = await gold_step(self.at(state), gold, unit.stops, self.stage, acts)
             draws += [given] if given else []
         made = await self._enter(state, self._distinct(state, draws, alike))
         if not state.children:
@@ -148,6 +155,11 @@ class Search:
         text = self._decode(ids)
         return next((other for k, other in known.items() if alike(self._decode(k), text)), None)
 
+    def _left(self, state: State, unit: Unit) -> int:
+        """Tokens that a step from `state` may have."""
+        left = self.limit - sum(s.tokens for s in self.table.path(state))
+        return left if unit.max_tokens is None else min(left, unit.max_tokens)
+
     async def _draw(
         self, state: State, number: int, unit: Unit, greedy: bool, top_k: int | None
     ) -> Draw:
@@ -157,18 +169,14 @@ class Search:
         if top_k is not None and not greedy:
             changes["top_k"] = top_k
         acts = len(self.table.acts(state))
-        stops = (*unit.stops, *self.stage.format.stops(acts))
-        left = self.limit - sum(s.tokens for s in self.table.path(state))
-        left = left if unit.max_tokens is None else min(left, unit.max_tokens)
-        parts, message, before = 0, None, cursor.sampled_tokens
-        while parts < unit.parts and left > 0:
-            sampled = await cursor.sample(stops, max_tokens=left, **changes)
-            left -= len(sampled.completion.token_ids)
-            message = self.stage.format.asked(cursor, sampled, acts)
-            if message is not None or sampled.completion.finish_reason != "stop":
-                break
-            parts += sampled.stop in unit.stops  # what the stage stops at is no end of a step
-        return Draw(cursor, cursor.sampled_tokens - before, message)
+        return await drawn(cursor, unit, self._left(state, unit), self.stage, acts, **changes)
+
+    async def _likeliest(self, state: State, first: int, n: int) -> list[Draw]:
+        """The likeliest next tokens in `state`, from the one at rank `first` on."""
+        if self._left(state, WHOLE) <= 0:
+            return []
+        acts = len(self.table.acts(state))
+        return await likeliest_steps(lambda: self.at(state), first, n, self.stage, acts)
 
     async def _enter(self, state: State, draws: Sequence[Draw]) -> list[State]:
         """The draws as states, with what the environment answered: asked together, in their order
@@ -299,6 +307,7 @@ class Search:
                 strategy.units,
                 greedy=strategy.greedy,
                 top_k=strategy.top_k,
+                likeliest=strategy.likeliest,
                 alike=strategy.alike,
                 gold=strategy.gold,
             )

@@ -69,8 +69,9 @@ class Strategy:
     an iteration goes on expanding until a finished path or `depth` steps below the root; otherwise
     it ends at the first state without children, which is judged then (with a look `ahead`) and
     expanded. `widen` says whether a state gets one more step before one is chosen. The first step
-    drawn in a state is greedy if `greedy`; the others take at most `top_k` tokens. Steps that are
-    `alike` are one. The next step of the reference `gold` is among those drawn where it can be.
+    drawn in a state is greedy if `greedy`; the others take at most `top_k` tokens. If `likeliest`,
+    steps of one token are the likeliest tokens, of a policy that tells them. Steps that are `alike`
+    are one. The next step of the reference `gold` is among those drawn where it can be.
     """
 
     name: str
@@ -86,5 +87,6 @@ class Strategy:
     widen: Callable[[Table, State], bool] | None = None
     greedy: bool = False
     top_k: int | None = None
+    likeliest: bool = False
     alike: Alike | None = None
     gold: str | None = None

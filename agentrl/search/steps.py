@@ -1,14 +1,18 @@
-"""One step of a search before it is a state: sampled, or taken from the reference."""
+"""One step of a search before it is a state: sampled, the policy's likeliest token, or taken from
+the reference."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
+from agentrl.interfaces import Ranks
 from agentrl.search.stage import Answer, Stage
+from agentrl.search.units import Unit
 from agentrl.tree import Cursor, Sampled
-from agentrl.types import Completion, Message
+from agentrl.types import Completion, FinishReason, Message
 
 
 @dataclass(slots=True)
@@ -24,6 +28,45 @@ class Draw:
     times: int = 1
     gold: bool = False
     logprob: float | None = None
+
+
+async def drawn(
+    cursor: Cursor, unit: Unit, left: int, stage: Stage, acts: int, **changes: Any
+) -> Draw:
+    """A step of at most `left` tokens, sampled at `cursor`; `changes` are to the cursor's
+    parameters. It ends early where it asks the environment for something."""
+    stops = (*unit.stops, *stage.format.stops(acts))
+    parts, message, before = 0, None, cursor.sampled_tokens
+    while parts < unit.parts and left > 0:
+        sampled = await cursor.sample(stops, max_tokens=left, **changes)
+        left -= len(sampled.completion.token_ids)
+        message = stage.format.asked(cursor, sampled, acts)
+        if message is not None or sampled.completion.finish_reason != "stop":
+            break
+        parts += sampled.stop in unit.stops  # what the stage stops at is no end of a step
+    return Draw(cursor, cursor.sampled_tokens - before, message)
+
+
+async def likeliest_steps(
+    at: Callable[[], Cursor], first: int, n: int, stage: Stage, acts: int
+) -> list[Draw]:
+    """`n` steps of one token each: the likeliest at the place where `at` gives cursors, from the
+    one at rank `first` on (0 is the likeliest). Each is taken for certain, so the log-probability
+    that it was drawn with is 0, as of a greedy one. The policy is one of `Ranks`."""
+    cursor = at()
+    if len(cursor.ids) >= cursor.policy.max_context:
+        return []
+    policy = cast(Ranks, cursor.policy)
+    eos_ids, version = cursor.policy.tokenizer.eos_ids, cursor.policy.version
+    draws = []
+    for token, logprob in (await policy.top(cursor.ids, first + n))[first:]:
+        text = cursor.chat.decode([token])
+        stop = next((s for s in stage.format.stops(acts) if s in text), None)
+        reason: FinishReason = "eos" if token in eos_ids else "length" if stop is None else "stop"
+        own = at()
+        said = own.take(Completion((token,), (logprob,), reason, version, stop, (0.0,)))
+        draws.append(Draw(own, 1, stage.format.asked(own, said, acts)))
+    return draws
 
 
 def next_step(reference: str, said: str, stops: Sequence[str]) -> str:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+from agentrl.errors import AgentRLWarning
+from agentrl.interfaces import Ranks
 from agentrl.search import rules
 from agentrl.search.core import Search, together, worth
 from agentrl.search.parts import Strategy
 from agentrl.search.table import State, Table
 from agentrl.search.units import Units, fragments, sentences, token_groups, whole
+
+TOP_K = 15
+"""Of how many tokens RAIN draws the groups that are not greedy."""
 
 
 def seen(state: State) -> tuple[float, float]:
@@ -148,16 +154,17 @@ def rain_strategy(
     width: int = 10,
     most: int = 20,
     c: float = 2.0,
-    top_k: int = 15,
+    top_k: int = TOP_K,
     text: Callable[[State], str] = lambda s: "",
     similarity: Callable[[str, str], float] = rules.cosine,
 ) -> Strategy:
     """RAIN (arXiv 2309.07124): token groups, judged by the model itself with a look ahead.
 
-    `text` gives a step's text for `similarity`, from which similar siblings share a value. Not as
+    The first tokens are the `width` likeliest, of a policy that tells them (`Ranks`); of others one
+    greedy and the rest from the `top_k`, as later groups are. `text` gives a step's text for
+    `similarity`, from which similar siblings share a value. Not as
     published: the similarity is of characters unless you give an embedder's; a state is widened
-    where its steps are all that similar (the released code measures the spread of embeddings);
-    first tokens are sampled, not the ten likeliest.
+    where its steps are all that similar (the released code measures the spread of embeddings).
     """
 
     def score(table: Table, state: State) -> float:
@@ -204,6 +211,7 @@ def rain_strategy(
         widen=widen,
         greedy=True,
         top_k=top_k,
+        likeliest=True,
     )
 
 
@@ -310,7 +318,18 @@ async def rain(
     similarity: Callable[[str, str], float] = rules.cosine,
 ) -> State:
     """RAIN: a group of tokens is kept when it was visited more than `t_min` times at a value above
-    `v_t`, or after `iterations` less the visits that the root had (at least `least`)."""
+    `v_t`, or after `iterations` less the visits that the root had (at least `least`).
+
+    Warns where the policy does not tell its likeliest tokens (`Ranks`).
+    """
+    if not isinstance(search.cursor.policy, Ranks):
+        warnings.warn(
+            f"rain: policy {search.cursor.policy.name!r} does not tell its likeliest tokens, so "
+            f"the first token is drawn (one greedily, the others from the top {TOP_K}); a model "
+            f"that runs in transformers here tells the {width} likeliest, as published",
+            category=AgentRLWarning,
+            stacklevel=2,
+        )
 
     def settled(table: Table) -> bool:
         best = most_visited(table, table.states[table.root])

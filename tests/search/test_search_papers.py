@@ -3,18 +3,25 @@ first value of a fragment; and the released code's errors, which are not made he
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import pytest
 
 from agentrl.chat import Chat
+from agentrl.collect import collect
 from agentrl.engines.scripted import ByteTokenizer
+from agentrl.errors import AgentRLWarning
 from agentrl.rollouts import make
+from agentrl.rollouts.searching import searching
 from agentrl.search import rules
 from agentrl.search.evaluators import ByValue
 from agentrl.search.steps import next_step
-from agentrl.search.strategies import itool_strategy, mcts_strategy, rain_strategy
+from agentrl.search.strategies import itool_strategy, mcts_strategy, rain_strategy, tree_search
 from agentrl.search.table import Table
 from agentrl.search.units import lines
 from agentrl.select import pairs
+from agentrl.types import SamplingParams
 from tests.search.test_search import JUDGED, Digits, Ones, ones, searched
 from tests.search.tool_toys import Drawn, FakeEnv, tens
 from tests.search.tool_toys import searched as searched_with
@@ -199,6 +206,89 @@ def test_rain_says_the_same_for_a_seed_and_trains_nothing():
         texts.append(tree.attempts[-1].answer)
         assert policy.version == 0
     assert texts[0] == texts[1]
+
+
+class Ranked(Digits):
+    """Tells its likeliest tokens: a, b, c, ... of falling probability; the fourth ends the turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    async def top(self, ids, k):
+        self.asked.append((tuple(ids), k))
+        tokens = [97, 98, 99, 257, *range(100, 120)]
+        return [(token, -1.0 - i) for i, token in enumerate(tokens)][:k]
+
+
+def test_rains_first_tokens_are_the_ten_likeliest_asked_for_once():
+    policy = Ranked()
+    (tree,), _ = searched("rain", policy, judge=ByValue(ones), iterations=6, least=3)
+    table, prompt = table_of(tree), tree.nodes[0]
+    first = table.children(table.states[0])
+    assert policy.asked == [(prompt.token_ids, 10)]
+    assert [tree.nodes[s.node].token_ids for s in first] == [
+        (token,) for token in (97, 98, 99, 257, 100, 101, 102, 103, 104, 105)
+    ]
+    assert [s.logprob for s in first] == [-1.0 - i for i in range(10)]
+    raw = [math.exp(-1.0 - i) for i in range(10)]
+    assert [s.prior for s in first] == pytest.approx(rules.group_priors(raw))
+    assert [s.terminal for s in first] == [i == 3 for i in range(10)]
+    node = tree.nodes[first[0].node]
+    assert (node.source, node.logprobs) == ("policy", (-1.0,))
+    assert list(node.info["sampled_logprobs"]) == [0.0], "it was taken for certain"
+    assert prompt.token_ids not in policy.trace, "none was sampled"
+    assert table.tokens >= 10
+
+
+def test_rain_widens_by_the_next_likeliest():
+    async def bad(task, text):
+        return -1.0
+
+    policy = Ranked()
+    alike = rain_strategy(width=2, text=lambda s: "same")
+    (tree,), _ = searched("rain", policy, judge=ByValue(bad), iterations=8, least=1, width=2)
+    assert {k for _, k in policy.asked} == {2}, "what differs is not widened"
+
+    async def run(search):
+        return await tree_search(search, alike, wanted=lambda s: 0 if s.depth else 6)
+
+    policy = Ranked()
+    rollout = searching("rain", run, judge=ByValue(bad), outcome=False)
+    (tree,) = asyncio.run(collect(Ones(), rollout, policy, params=SamplingParams(8, 1.0)))
+    assert [k for _, k in policy.asked] == [2, *range(3, 3 + len(policy.asked) - 1)]
+    first = table_of(tree).children(table_of(tree).states[0])
+    assert [tree.nodes[s.node].token_ids[0] for s in first] == [97, 98, 99, 257, 100, 101][
+        : len(first)
+    ]
+    assert len(first) > 2
+
+
+def test_rain_says_so_where_a_policy_does_not_tell_its_likeliest_tokens():
+    with pytest.warns(AgentRLWarning, match="does not tell its likeliest tokens"):
+        searched("rain", judge=ByValue(ones), iterations=2, least=1)
+
+
+def test_rains_first_tokens_in_transformers():
+    pytest.importorskip("torch", reason="needs the extra 'train'")
+    from agentrl.engines.hf import HFPolicy
+    from agentrl.engines.models import tiny_model
+
+    policy = HFPolicy(tiny_model(258, hidden=16, layers=1, init_std=0.2).eval(), ByteTokenizer())
+
+    async def go():
+        rollout = make("rain", judge=ByValue(ones), iterations=2, least=1, width=10)
+        (tree,) = await collect(Ones(), rollout, policy, params=SamplingParams(4, 1.0))
+        found = await policy.top(tree.nodes[0].token_ids, 10)
+        sampled = await policy.score([*tree.nodes[0].token_ids, found[3][0]])
+        await policy.close()
+        return tree, found, sampled[-1]
+
+    tree, found, scored = asyncio.run(go())
+    first = table_of(tree).children(table_of(tree).states[0])
+    assert [tree.nodes[s.node].token_ids[0] for s in first] == [token for token, _ in found]
+    assert [s.logprob for s in first] == pytest.approx([logprob for _, logprob in found])
+    assert found[3][1] == pytest.approx(scored, abs=1e-4)
 
 
 def test_rains_extremes_are_carried_over_when_the_root_moves():
