@@ -39,6 +39,8 @@ SESSION = "session-"
 
 _MOST_BYTES = 64 << 20
 _SWEEP_S = 5.0
+_CLOSING_S = 5.0
+"""How long replies under way have when the proxy is told to end."""
 log = logging.getLogger("agentrl.proxy")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -231,7 +233,12 @@ async def serving(
             f"whoever reaches {host} could use the policy: put a token in {TOKEN_ENV}, or listen "
             "on 127.0.0.1"
         )
-    runner = web.AppRunner(app(sessions, token), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        app(sessions, token),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=_CLOSING_S,
+    )
     await runner.setup()
     sweeping = asyncio.create_task(_sweep(sessions))
     try:

@@ -91,16 +91,18 @@ class Conversations:
         sampled = await cursor.sample(stop, max_tokens, frozen=not trained, **changes)
         for node in {sampled.body, sampled.node} - {opened} if agent else ():
             cursor.tree.nodes[node].info["agent"] = agent
-        self.sampled_tokens += len(sampled.completion.token_ids)
-        cut = sampled.completion.finish_reason == "length"
+        completion = sampled.completion
+        took = len(completion.token_ids) if completion.tokens is None else completion.tokens
+        self.sampled_tokens += took
+        cut = completion.finish_reason == "length"
         whole = Message("assistant", sampled.text) if cut else cursor.message()
         finish: Finish = "tool_calls" if whole.tool_calls else "stop"
         if cut:  # what was to be a call does not run
-            finish = "context" if before >= cursor.policy.max_context else "length"
+            finish = "length" if completion.token_ids or max_tokens == 0 else "context"
         shown = self._shown(whole, cursor.node)
         if sampled.stop is not None:  # its tokens are kept, and nobody is shown them
             shown = replace(shown, content=shown.content.partition(sampled.stop)[0])
-        said = Said(shown, cursor, finish, before, len(sampled.completion.token_ids), trained)
+        said = Said(shown, cursor, finish, before, took, trained)
         self.said.append(said)
         self._after[_grown(place, shown)] = said
         self._whole[_key(shown)] = whole

@@ -393,6 +393,37 @@ def test_nothing_is_asked_twice(tmp_path):
     assert budget.spent.requests == 3  # the cache costs nothing
 
 
+def test_fields_that_json_writes_otherwise_are_found_again(tmp_path):
+    bias = {"logit_bias": {7: -100}, "order": (1, 2)}
+
+    async def go():
+        async with serving(lambda b, n: said("Hi")) as fake:
+            endpoint = Endpoint("m", fake.url, cache=tmp_path, budget=Budget())
+            made = [await endpoint.chat(HELLO, **bias) for _ in range(2)]
+            await endpoint.close()
+            return made
+
+    assert [r.cached for r in asyncio.run(go())] == [False, True]
+
+
+def test_a_kept_answer_that_is_none_is_asked_again(tmp_path):
+    one(lambda b, n: said("Hi"), cache=tmp_path)
+    (path,) = tmp_path.rglob("*.json")
+    cache, entry = AnswerCache(tmp_path), json.loads(path.read_text())
+    cache.put(entry["request"], {"choices": []})
+    body = entry["request"]["body"]
+
+    async def go():
+        async with serving(lambda b, n: said("again")) as fake:
+            url = fake.url
+            cache.put({"url": f"{url}/chat/completions", "body": body, "sample": 0}, {"x": 1})
+            async with Endpoint("m", url, cache=tmp_path, budget=Budget()) as endpoint:
+                return await endpoint.chat(HELLO)
+
+    reply = asyncio.run(go())
+    assert (reply.text, reply.cached) == ("again", False)
+
+
 def test_failures_are_not_kept(tmp_path):
     found, _ = one(lambda b, n: 400, cache=tmp_path)
     assert isinstance(found, EngineError)
@@ -516,6 +547,12 @@ def test_a_key_that_is_no_header_is_refused_unseen(monkeypatch):
 def test_an_address_with_a_key_in_it_is_refused_unseen(url):
     with pytest.raises(ConfigError, match="environment") as caught:
         Endpoint("m", url)
+    assert KEY not in everything(caught.value)
+
+
+def test_a_key_where_its_variables_name_belongs_is_refused_unseen():
+    with pytest.raises(ConfigError, match="key_env is the name of") as caught:
+        Endpoint("m", "http://localhost/v1", key_env=KEY)
     assert KEY not in everything(caught.value)
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from agentrl import evaluate, load_policy
+from agentrl.chat import Chat
 from agentrl.collect import collect
 from agentrl.credit.trees import episode_of
 from agentrl.engines.endpoint import Budget, Endpoint, EndpointPolicy, Prices
@@ -15,9 +16,11 @@ from agentrl.engines.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.errors import AgentRLWarning, BudgetError, ConfigError, DataError
 from agentrl.interfaces import Converses, Policy
 from agentrl.rollouts import hint_infer, rise, self_correct, single_turn, tool_loop
+from agentrl.rollouts.conversations import Conversations
 from agentrl.rollouts.rise import rise_collect
 from agentrl.select import rows
-from agentrl.types import SamplingParams
+from agentrl.tree import Cursor, Tree
+from agentrl.types import Message, SamplingParams
 from tests.engines.fake_endpoint import said, serving
 from tests.fakes import PYTHON, FakeEpisode, task
 
@@ -168,6 +171,34 @@ def test_limits_count_the_servers_tokens():
     script = lambda b, n: said(replies[n], usage=usage[n])  # noqa: E731
     _, fake = collected(script, tool_loop())
     assert [b["max_tokens"] for b in fake.bodies] == [50, 20, 5]
+
+
+def test_an_agents_limit_counts_the_servers_tokens_too_and_its_full_context_is_told_apart():
+    """Here three a reply, of 100 bytes."""
+
+    async def go():
+        async with serving(lambda b, n: said("x" * 100, usage=(10, 3))) as fake:
+            policy = EndpointPolicy(Endpoint("m", fake.url, budget=Budget(), retries=0))
+            cursor = Cursor(Tree(task()), policy, Chat(policy.tokenizer), SamplingParams(50))
+            talk = Conversations(cursor, max_tokens=7)
+            made = [await talk.reply([Message("user", f"question {i}")]) for i in range(3)]
+            await policy.close()
+        return fake, made
+
+    fake, made = asyncio.run(go())
+    assert [b["max_tokens"] for b in fake.bodies] == [7, 4, 1]
+    assert [m.sampled_tokens for m in made] == [3, 3, 3]
+
+    async def full():
+        complaint = {"error": {"message": "maximum context length is 9 tokens"}}
+        async with serving(lambda b, n: (400, complaint, {})) as fake:
+            policy = EndpointPolicy(Endpoint("m", fake.url, budget=Budget(), retries=0))
+            cursor = Cursor(Tree(task()), policy, Chat(policy.tokenizer), SamplingParams(50))
+            made = await Conversations(cursor).reply([Message("user", "?")])
+            await policy.close()
+            return made
+
+    assert asyncio.run(full()).finish == "context"
 
 
 def test_a_failed_endpoint_is_a_failure_of_ours_and_a_spent_budget_stops():

@@ -209,6 +209,28 @@ def test_an_adapter_is_swapped_without_its_base(policy, ids):
     asyncio.run(go())
 
 
+def test_an_adapter_is_swapped_under_requests_in_flight(policy, ids):
+    """vLLM holds one adapter, and would die of looking for the former one's folder."""
+    base = policy.model
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"])
+    model = get_peft_model(load_model("smollm2", dtype="float32", device="cpu"), config).eval()
+    long = SamplingParams(max_tokens=40, temperature=1.0, seed=1)
+
+    async def go() -> None:
+        await policy.over(model)
+        first = (await policy.sample(ids, PARAMS)).policy_version
+        calls = [asyncio.create_task(policy.sample(ids, long)) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        policy.refresh()
+        late = await policy.sample(ids, PARAMS)
+        assert {(await call).policy_version for call in calls} == {first}
+        assert late.policy_version == first + 1
+        await policy.over(base)
+        await policy.score(ids)
+
+    asyncio.run(go())
+
+
 def test_an_update_waits_for_what_is_in_flight(policy, ids):
     async def go() -> None:
         before = policy.version

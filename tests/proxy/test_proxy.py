@@ -205,6 +205,27 @@ def test_a_token_keeps_others_out(tmp_path):
         asyncio.run(everywhere())
 
 
+def test_requests_of_one_session_at_once_are_branches_of_one_tree(tmp_path):
+    policy = ScriptedPolicy(lambda text: f"{text.count('?')} asked", latency=0.02)
+
+    async def steps(call):
+        def ask(text):
+            body = {"messages": [{"role": "user", "content": text}]}
+            return call("/sessions/a/v1/chat/completions", body)
+
+        made = await asyncio.gather(*map(ask, ["what?", "what?", "why?", "who?", "who??"]))
+        return made, await call("/sessions/a/reward", {"reward": 1})
+
+    made, (_, ended) = proxied(tmp_path, steps, policy)
+    assert [status for status, _ in made] == [200] * 5
+    assert len({told["id"] for _, told in made}) == 5
+    (tree,) = load(tmp_path)
+    (attempt,) = tree.attempts
+    assert (ended["replies"], len(attempt.branches)) == (5, 4)
+    rows = credited(tree, attempt, [1.0] * len(episode_of(tree, attempt).turns))
+    assert sum(sum(r.weights) for r in rows) == 5 * (len("1 asked") + 1)
+
+
 def test_models_are_listed_and_found(tmp_path):
     async def steps(call):
         listed = await call("/sessions/a/v1/models")

@@ -30,7 +30,7 @@ class AnswerCache:
         path = self._path(request)
         try:
             entry = json.loads(path.read_text("utf-8"))
-            if entry["request"] == request and isinstance(entry["answer"], dict):
+            if _text(entry["request"]) == _text(request) and isinstance(entry["answer"], dict):
                 return dict(entry["answer"])
         except FileNotFoundError:
             return None
@@ -56,9 +56,13 @@ class AnswerCache:
             self._warn(f"an answer could not be kept in {self.folder}: {error.strerror}")
 
     def _path(self, request: Mapping[str, Any]) -> Path:
-        text = json.dumps(request, sort_keys=True, separators=(",", ":"))
-        name = hashlib.sha256(text.encode()).hexdigest()
+        name = hashlib.sha256(_text(request).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.json"
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"cache of answers: {text}", category=AgentRLWarning, stacklevel=3)
+
+
+def _text(request: Mapping[str, Any]) -> str:
+    """A request as JSON, which knows no tuples and no keys that are numbers."""
+    return json.dumps(request, sort_keys=True, separators=(",", ":"))

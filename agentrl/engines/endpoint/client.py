@@ -8,6 +8,7 @@ out of what the server said.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -109,6 +110,11 @@ class Endpoint:
         extra: Mapping[str, Any] | None = None,
         limit_name: str = "max_tokens",
     ) -> None:
+        if not key_env.isidentifier():
+            raise ConfigError(
+                "endpoint: key_env is the name of an environment variable, such as "
+                f"{KEY_ENV}. If it was a key (it is not shown): export it under a name"
+            )
         self.model, self.url = model, checked_url(url or os.environ.get(URL_ENV, ""))
         self.key_env, self.prices = key_env, prices
         self.cache = None if cache is None else AnswerCache(cache)
@@ -199,7 +205,8 @@ class Endpoint:
         url = f"{self.url}/{path}"
         request = {"url": url, "body": body, "sample": sample}
         if self.cache is not None and (found := self.cache.get(request)) is not None:
-            return replace(read(found), cached=True)  # it could be read before it was kept
+            with contextlib.suppress(wire.Malformed):  # it could be read when it was kept
+                return replace(read(found), cached=True)
         line = self._connected()
         async with line.slots:
             call = _Call(url, body, read, self._most(body, chosen.max_tokens))
