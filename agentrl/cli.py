@@ -17,12 +17,18 @@ from agentrl.errors import AgentRLError, AgentRLWarning, missing_extra
 TRAIN = frozenset({"torch", "transformers", "safetensors", "tokenizers"})
 """Packages of the extra `train` that commands import."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+SPINS = "1000"
+"""How often torch's threads (libgomp) look for work before they sleep. By default they look for
+about a millisecond: where another program has one of their cores, training then takes several times
+as long as with threads that sleep; where none has, both take as long."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit status: 0, 1 (a check failed), 2 (error), 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _options(arguments)
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:  # read when torch is imported
+        os.environ["GOMP_SPINCOUNT"] = SPINS
     warnings.formatwarning = _one_line
     try:
         return int(options.run(options) or 0)

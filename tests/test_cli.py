@@ -117,6 +117,20 @@ def test_an_unknown_model_says_what_can_be_given(capsys, monkeypatch, tmp_path):
     assert "no-such-model" in error
 
 
+def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what the command sets goes, too
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        assert main(["list", "envs"]) == 0
+        found = {name: os.environ[name] for name in names if name in os.environ}
+        assert found == (given or {"GOMP_SPINCOUNT": "1000"})
+
+
 def test_eval_as_json(capsys):
     assert main(["eval", "--env", "arithmetic", *POLICY, "-n", "5", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
