@@ -12,9 +12,10 @@ with its messages (`agentrl.rollouts.conversations`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from agentrl.engines.endpoint.wire import read_messages
@@ -66,8 +67,9 @@ def langgraph(
     Where the graph interrupts, `interrupts` is asked for the answer, with the value and the task.
     `then` is asked at each end for further input, until it returns None; the graph's checkpointer
     (one in memory, where it has none) keeps the state in between. With `thread` a checkpointer's
-    thread is gone on with: what was said there before this attempt is context. `watch` is told the
-    updates of the graph while it runs. `grade`, `interrupts` and `then` may be asynchronous.
+    thread is gone on with: what was said there before this attempt is context, and an attempt that
+    fails leaves the thread as it was. `watch` is told the updates of the graph while it runs.
+    `grade`, `interrupts` and `then` may be asynchronous.
 
     `max_turns` limits the calls of the model, `max_tokens` what is sampled in all of them; `config`
     is passed to the graph. A graph that raises is an AgentError: tried again, then without a
@@ -86,7 +88,30 @@ def langgraph(
                 raise unknown("node", name, names)
     if graph.checkpointer is None and (interrupts or then):
         graph = graph.copy(update={"checkpointer": InMemorySaver()})
+    if graph.checkpointer is None and thread:
+        raise ConfigError("a thread is kept by a checkpointer: graph.compile(checkpointer=...)")
+    held: set[str] = set()
     begin = inputs or (lambda messages, task: {"messages": messages})
+
+    async def play(running: Running, given: Any, settings: Any, task: Task) -> State:
+        """The graph's state at the end of the attempt."""
+        state: State = None
+        try:
+            while given is not None:
+                state = await _run(graph, given, settings, watch)
+                if waiting := _waiting(state):
+                    given = await _resume(waiting, interrupts, task)
+                else:
+                    given = await _value(then(state, task)) if then else None
+        except (GraphRecursionError, Over):
+            running.reason = running.reason or "max_turns"
+        except Exception as error:
+            running.raise_failure()
+            if isinstance(error, AgentRLError):
+                raise
+            raise AgentError(f"the graph failed: {type(error).__name__}: {error}") from error
+        running.raise_failure()
+        return state
 
     async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
         episode, task = await open_env(), cursor.tree.task
@@ -97,31 +122,45 @@ def langgraph(
         configured = {**dict((config or {}).get("configurable", {})), "thread_id": name}
         settings = {**(config or {}), "configurable": configured}
         token = RUNNING.set(running)
-        state: State = None
+        kept = _held(graph, name, settings, held) if thread else contextlib.nullcontext()
         try:
-            given = begin(shown, task)
-            while given is not None:
-                state = await _run(graph, given, settings, watch)
-                if waiting := state.get("__interrupt__") if isinstance(state, Mapping) else None:
-                    given = await _resume(waiting, interrupts, task)
-                else:
-                    given = await _value(then(state, task)) if then else None
-        except (GraphRecursionError, Over):
-            running.raise_failure()
-            running.reason = running.reason or "max_turns"
-        except Exception as error:
-            running.raise_failure()
-            if isinstance(error, AgentRLError):
-                raise
-            raise AgentError(f"the graph failed: {type(error).__name__}: {error}") from error
+            async with kept:
+                state = await play(running, begin(shown, task), settings, task)
         finally:
             RUNNING.reset(token)
             running.close()
-        running.raise_failure()
         await _finish(running, state, task, grade, answer)
 
     rollout.__name__ = f"langgraph_{graph.name}"
     return rollout
+
+
+@contextlib.asynccontextmanager
+async def _held(graph: Any, name: str, settings: Any, held: set[str]) -> AsyncIterator[None]:
+    """A checkpointer's thread while one attempt goes on with it; as it was, where that fails: it is
+    tried again. Raises ConfigError while another attempt has it."""
+    if name in held:
+        raise ConfigError(
+            f"two attempts at once would go on with the thread {name!r}: attempt a task once "
+            "(samples=1), and give every task a thread of its own"
+        )
+    held.add(name)
+    before = await graph.aget_state(settings)
+    try:
+        yield
+    except BaseException:
+        if "checkpoint_id" in before.config["configurable"]:
+            await graph.aupdate_state(before.config, None, as_node="__copy__")
+        else:
+            await graph.checkpointer.adelete_thread(name)
+        raise
+    finally:
+        held.discard(name)
+
+
+def _waiting(state: State) -> Sequence[Any]:
+    """What a graph's state says that it was asked."""
+    return state.get("__interrupt__", ()) if isinstance(state, Mapping) else ()
 
 
 async def _run(

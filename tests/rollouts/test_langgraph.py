@@ -217,6 +217,42 @@ def test_a_checkpointer_goes_on_with_an_episode():
     assert "first" in "".join(spoken(tree, attempt, "template"))
 
 
+def test_a_thread_is_as_it_was_after_an_attempt_that_failed():
+    """It is tried again, and finds what was said before, once."""
+    saver, replies = InMemorySaver(), iter(["first", None, "second"])
+
+    def flaky(text):
+        reply = next(replies)
+        if reply is None:
+            raise EngineError("gone")
+        return reply
+
+    graph = react(checkpointer=saver)
+    rollout = langgraph(graph, thread=lambda task: "t")
+    one(rollout, flaky)
+    tree, attempt = one(rollout, flaky, retries=1)
+    assert (len(tree.meta["failures"]), attempt.error) == (1, None)
+    state = graph.get_state({"configurable": {"thread_id": "t"}}).values["messages"]
+    question = state[0].content
+    assert [m.content for m in state] == [question, "first", question, "second"]
+
+    def broken(text):
+        raise EngineError("gone")
+
+    fresh = langgraph(graph, thread=lambda task: "new")
+    one(fresh, broken)
+    assert graph.get_state({"configurable": {"thread_id": "new"}}).values == {}
+
+
+def test_a_thread_is_one_attempts_at_a_time():
+    rollout = langgraph(react(checkpointer=InMemorySaver()), thread=lambda task: "t")
+    policy, env = ScriptedPolicy(say, latency=0.01), FakeEnv([task("a"), task("b")])
+    with pytest.raises(ConfigError, match="two attempts at once"):
+        asyncio.run(collect(env, rollout, policy, progress=False))
+    with pytest.raises(ConfigError, match="checkpointer"):
+        langgraph(react(), thread=lambda task: "t")
+
+
 class Failing(FakeEpisode):
     async def step(self, message):
         raise SandboxError("the sandbox is gone")
