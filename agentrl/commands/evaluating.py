@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.table import Table
 from agentrl.commands.collecting import collected, print_result, sampling_options
 from agentrl.commands.common import command_of
 from agentrl.errors import AgentRLWarning, ConfigError
-from agentrl.evaluate.turns import SCORE
+from agentrl.evaluate.turns import SCORE, SCORED_BY
 from agentrl.record import Tree
 
 IN_TURNS = "rise"
@@ -49,7 +50,8 @@ def add_eval(commands: Any) -> None:
     c.add_argument(
         "--reward",
         metavar="NAME",
-        help="a reward model's folder, or pairwise:POLICY: what it would choose of --samples K",
+        help="a reward model's folder, or pairwise:POLICY: what it would choose of --samples K; "
+        "its scores stay with the trees of --out",
     )
     c.set_defaults(run=run_eval, rollout=None)
 
@@ -70,9 +72,11 @@ def run_eval(options: argparse.Namespace) -> int:
     run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
     trees = asyncio.run(collected(run, evaluating=True))
     if options.reward:
-        asyncio.run(_score(trees, options.reward, options.policy))
+        asyncio.run(_score(trees, options.reward, options.policy, run.out))
     summary = evaluate.summarize(evaluate.final(trees))
     result = {**summary, **evaluate.turn_metrics(trees)}
+    if options.reward:
+        result["reward_model"] = options.reward
     if options.out:
         _write(options.out, run, summary, result)
     if options.json:
@@ -101,12 +105,14 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-async def _score(trees: Sequence[Tree], reward: str, policy: str) -> None:
-    """Note at each attempt what the reward model says of it."""
+async def _score(trees: Sequence[Tree], reward: str, policy: str, out: Path | None) -> None:
+    """Note at each attempt what the reward model says of it; in the folder `out`, too, where a tree
+    of which it says something new takes the place of the old one."""
     from agentrl import evaluate
     from agentrl.commands.data import chat_of
     from agentrl.rewards import PairwiseJudge, load_reward
     from agentrl.select.rewards import scores
+    from agentrl.store import TreeStore
 
     graded = evaluate.final(trees)
     model = load_reward(reward)
@@ -115,9 +121,14 @@ async def _score(trees: Sequence[Tree], reward: str, policy: str) -> None:
     finally:
         if isinstance(model, PairwiseJudge):
             await model.policy.close()
-    for (_, attempt), score in zip(graded, found, strict=True):
-        if score is not None:
-            attempt.metrics[SCORE] = score
+    with contextlib.ExitStack() as stack:
+        store = None if out is None else stack.enter_context(TreeStore(out))
+        for (tree, attempt), score in zip(graded, found, strict=True):
+            said = {} if score is None else {SCORE: score, SCORED_BY: reward}
+            new = any(attempt.metrics.get(name) != value for name, value in said.items())
+            attempt.metrics |= said
+            if store is not None and new:
+                store.append(tree)
 
 
 def _trees(folder: Path) -> list[Tree]:
@@ -206,6 +217,8 @@ def _print_comparison(found: Mapping[str, Any]) -> None:
             f"{row['mcnemar']:.4f}" if single else "",
         )
     Console().print(table)
+    for side, names in found.get("reward_models", {}).items():
+        print(f"Scores of {side.upper()} are those of {' and '.join(names) or 'no reward model'}.")
     print(
         f"{found['problems']} problems in both, {found['only_in_a']} only in A, "
         f"{found['only_in_b']} only in B; p is the paired permutation test's, for one metric"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from agentrl.errors import DataError
+from agentrl.evaluate.accuracy import final
 from agentrl.evaluate.intervals import RESAMPLES, Values, bootstrap, mcnemar, permutation
-from agentrl.evaluate.turns import limits, read, table
+from agentrl.evaluate.turns import SCORED_BY, limits, read, table
 from agentrl.record import Tree
 
 
@@ -22,9 +23,12 @@ def compare(
     the paired bootstrap over problems, `p` by the permutation test, `n` problems. Where a problem
     is simply right or wrong, also `only_a` and `only_b` (problems that only one got right) and
     `mcnemar`, the exact test of those. Problems that only one side has are counted and left out.
+    Where reward models scored answers (`rm@k`, `weighted@k`), `reward_models` names those of `a`
+    and of `b`.
 
     Nothing is corrected for looking at many metrics. Raises DataError without a common problem.
     """
+    a, b = list(a), list(b)
     (ids_a, names_a, values_a), (ids_b, names_b, values_b) = table(read(a)), table(read(b))
     both = sorted({*ids_a} & {*ids_b})
     if not both:
@@ -37,12 +41,20 @@ def compare(
         for i, name in enumerate(names)
         if (row := _compared(name, ours[:, i], theirs[:, i], resamples, seed)) is not None
     }
+    judges = {"a": _judges(a), "b": _judges(b)}
     return {
         "problems": len(both),
         "only_in_a": len(ids_a) - len(both),
         "only_in_b": len(ids_b) - len(both),
         "metrics": rows,
+        **({"reward_models": judges} if any(judges.values()) else {}),
     }
+
+
+def _judges(trees: Iterable[Tree]) -> list[str]:
+    """The names of the reward models that scored the answers."""
+    known = (attempt.metrics.get(SCORED_BY) for _, attempt in final(trees))
+    return sorted({str(name) for name in known if name is not None})
 
 
 def _rows(

@@ -45,6 +45,9 @@ Samples = Sequence[Sequence[Turn]]
 SCORE = "reward_score"
 """The key of `Attempt.metrics` that holds a reward model's score."""
 
+SCORED_BY = "reward_model"
+"""The key of `Attempt.metrics` that holds the name of the model that gave the score."""
+
 CHANGES = ("delta", "gain", "sequential_gain")
 """Metrics that are differences, from -1 to 1; all others are shares."""
 

@@ -7,8 +7,10 @@ import re
 
 import pytest
 
+from agentrl import rewards
 from agentrl.cli import main
 from agentrl.errors import AgentRLWarning
+from agentrl.store import load
 
 EVAL = ["eval", "--env", "arithmetic", "env.kinds=[product]", "-n", "6", "--rollout", "single_turn"]
 
@@ -52,6 +54,73 @@ def test_two_folders_are_compared(tmp_path, capsys):
     assert (row["difference"], row["only_b"], row["mcnemar"]) == (1.0, 6, 0.03125)
     assert main(["eval", "--compare", *folders]) == 0
     assert "McNemar" in capsys.readouterr().out
+
+
+def half(text: str) -> str:
+    """A policy that is right every other time, whatever the problem."""
+    half.calls += 1
+    return good(text) if half.calls % 2 else bad(text)
+
+
+half.calls = 0
+
+
+class Longer:
+    """A reward model: the more tokens, the better; `sign` -1: the fewer."""
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    async def reward(self, token_ids) -> float:
+        return self.sign * len(token_ids)
+
+
+def test_what_a_reward_model_says_is_stored_and_compared(tmp_path, capsys, monkeypatch):
+    """One model finds the right answers best (they are longer), one the wrong ones."""
+    monkeypatch.setattr(
+        rewards, "load_reward", lambda name: Longer(1.0 if name.endswith("long") else -1.0)
+    )
+    samples = ["--samples", "2", "--temperature", "1", "--json"]
+    for name in ("short", "long"):
+        half.calls = 0
+        out = ["--out", str(tmp_path / name), "--reward", f"models/{name}"]
+        assert main([*EVAL, *policy("half"), *samples, *out, "--concurrency", "1"]) == 0
+    summary = json.loads((tmp_path / "long" / "summary.json").read_text())
+    assert summary["reward_model"] == "models/long"
+    assert summary["metrics"]["rm@2"]["value"] == 1.0
+    trees = load(tmp_path / "long" / "trees")
+    assert len(trees) == 12
+    for tree in trees:
+        attempt = tree.attempts[-1]
+        assert attempt.metrics["reward_model"] == "models/long"
+        assert attempt.metrics["reward_score"] == len(tree.ids(attempt.leaf))
+    capsys.readouterr()
+    folders = [str(tmp_path / "short"), str(tmp_path / "long")]
+    assert main(["eval", "--compare", *folders, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = found["metrics"]["rm@2"]
+    assert (row["a"], row["b"], row["difference"]) == (0.0, 1.0, 1.0)
+    assert row["ci95"][0] > 0
+    assert (row["only_a"], row["only_b"], row["mcnemar"]) == (0, 6, 0.03125)
+    assert found["metrics"]["pass@2"]["difference"] == 0
+    assert found["reward_models"] == {"a": ["models/short"], "b": ["models/long"]}
+    assert main(["eval", "--compare", *folders]) == 0
+    assert "Scores of A are those of models/short." in capsys.readouterr().out
+
+
+def test_a_second_scoring_takes_the_place_of_the_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        rewards, "load_reward", lambda name: Longer(1.0 if name.endswith("long") else -1.0)
+    )
+    run = [*EVAL, *policy("good"), "--out", str(tmp_path), "--json"]
+    lines = []
+    for name in ("long", "long", "short"):
+        assert main([*run, "--reward", name]) == 0
+        lines.append(len((tmp_path / "trees" / "trees.jsonl").read_text().splitlines()))
+    assert lines == [12, 12, 18], "what is known already is not written again"
+    assert {t.attempts[-1].metrics["reward_model"] for t in load(tmp_path / "trees")} == {"short"}
+    assert main(run) == 0
+    assert "rm@1" in json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
 
 
 def test_a_second_run_resumes_and_may_take_more_problems(tmp_path, capsys):
