@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from agentrl.errors import ConfigError, DataError, unknown
+from agentrl.options import typed
 
 T = TypeVar("T")
 
@@ -46,43 +46,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     for name in values:
         if name not in hints:
             raise unknown("setting", name, hints)
-    return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` if it is of the type `hint`, or as that type. Raises ConfigError otherwise."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is typing.Literal:
-            if value in typing.get_args(option):
-                return value
-        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif option is float and isinstance(value, str):
-            try:
-                return float(value)  # YAML reads 1e-5 as text
-            except ValueError:
-                continue
-        elif origin is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-        elif isinstance(origin, type) and isinstance(value, origin):
-            if isinstance(value, bool) and option is not bool:
-                continue
-            return value
-    raise ConfigError(f"{name}={value!r}: expected {_shown(hint)}")
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _shown(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if _is_union(hint):
-        return " or ".join(_shown(h) for h in typing.get_args(hint))
-    return str(getattr(hint, "__name__", hint))
+    return cls(**{name: typed(name, value, hints[name]) for name, value in values.items()})
 
 
 def _one_line(error: yaml.YAMLError) -> str:

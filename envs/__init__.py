@@ -3,23 +3,27 @@
     env = envs.make("arithmetic", split="test", seed=0)
     episode = env.open(env.tasks(1)[0], box)
 
-`names()` lists what exists. `register` adds an environment of your own; anything with the methods
-of `agentrl.interfaces.Env` will do. Nothing here imports torch.
+`names()` lists what exists. `make("my_module:MyEnv", ...)` makes one of your own, and `register`
+gives it a name; anything with the methods of `agentrl.interfaces.Env` will do. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Env
+from agentrl.options import check, imported
 
 __all__ = ["make", "names", "register"]
 
 Factory = Callable[..., Env]
+
+EVERY = ("split", "seed")
+"""Options that recipes and the command line give to every environment."""
 
 _BUILT_IN = {
     "arithmetic": (
@@ -82,28 +86,30 @@ def register(name: str, factory: Factory, description: str = "") -> None:
 
 
 def make(name: str, /, **options: Any) -> Env:
-    """The environment `name` with these options.
+    """The environment `name` with these options; one of your own as `MODULE:NAME`.
 
     Raises ConfigError for a name, an option or a value of one that does not exist; the message
     lists those that do.
     """
     factory = _factory(name)
-    parameters = inspect.signature(factory).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for option in options:
-            if option not in parameters:
-                raise unknown(f"option of environment {name!r}:", option, parameters)
+    what = f"environment {name!r}"
+    takes = inspect.signature(factory).parameters
+    if any(option in options and option not in takes for option in EVERY) and not any(
+        p.kind is p.VAR_KEYWORD for p in takes.values()
+    ):
+        raise ConfigError(f"{what}: every environment takes the options split and seed; add them")
+    checked = check(what, factory, options)
     try:
-        return factory(**options)
+        return factory(**checked)
     except TypeError as error:  # a value of another type, compared or looped over
-        raise ConfigError(f"environment {name!r}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def _factory(name: str) -> Factory:
     if name in _registered:
         return _registered[name][0]
-    if name not in _BUILT_IN:
-        raise unknown("environment", name, names())
-    module, _, attribute = _BUILT_IN[name][0].partition(":")
-    factory: Factory = getattr(importlib.import_module(module), attribute)
+    if ":" not in name and name not in _BUILT_IN:
+        raise unknown("environment", name, [*names(), "MODULE:NAME"])
+    path = _BUILT_IN[name][0] if name in _BUILT_IN else name
+    factory: Factory = imported(path, f"environment {name!r}")
     return factory

@@ -66,7 +66,7 @@ def fails(capsys, *argv: str) -> str:
     [
         (["run", "strat"], "unknown recipe 'strat'. Did you mean 'start'?"),
         (["run", "start", "epoch=3"], "unknown setting 'epoch'. Did you mean 'epochs'?"),
-        (["run", "start", "epochs=many"], "epochs='many': expected int"),
+        (["run", "start", "epochs=many"], "epochs='many': expected a whole number"),
         (["run", "start", "epochs"], "write key=value"),
         (["run", "start", "--preset", "papr"], "Did you mean 'paper'?"),
         (["run", "nothing.yaml"], "cannot read nothing.yaml"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Each may import itself and what stands above it in this list.
 LAYERS = [
     {"agentrl.types", "agentrl.errors"},
-    {"agentrl.interfaces"},
+    {"agentrl.interfaces", "agentrl.options"},
     {"agentrl.record", "agentrl.pairing", "agentrl.toolcalls", "agentrl.callsyntax"},
     {"agentrl.chat", "sandboxes", "envs"},
     {"agentrl.tree", "agentrl.logprob", "agentrl.trie", "agentrl.ranks"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"agentrl.commands"},
     {"agentrl.cli", "agentrl.__main__", "agentrl"},
 ]
-FOUNDATION = {"agentrl.types", "agentrl.errors", "agentrl.interfaces"}
+FOUNDATION = {"agentrl.types", "agentrl.errors", "agentrl.interfaces", "agentrl.options"}
 TORCH = {"agentrl.batch", "agentrl.losses", "agentrl.train", "agentrl.engines"} | {
     "agentrl.logprob",
     "agentrl.trie",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,6 +10,7 @@ from agentrl.engines.endpoint.policy import endpoint_policy
 from agentrl.engines.memory import return_large_blocks
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.errors import ConfigError, missing_extra, unknown
+from agentrl.options import imported
 
 
 def load_policy(name: str, **options: Any) -> Any:
@@ -31,7 +29,7 @@ def load_policy(name: str, **options: Any) -> Any:
     kind, _, rest = name.partition(":")
     if kind == "scripted":
         _check_options(ScriptedPolicy, options, name)
-        return ScriptedPolicy(_function(rest, name), name=name, **options)
+        return ScriptedPolicy(_script(rest, name), name=name, **options)
     if kind == "openai":
         _check_options(endpoint_policy, options, name, hidden=())
         return endpoint_policy(rest, **options)
@@ -87,21 +85,10 @@ def _check_options(
             raise ConfigError(f"policy {name!r}: {option} is a number or a switch, not {value!r}")
 
 
-def _function(path: str, name: str) -> Any:
-    module, _, function = path.partition(":")
-    if os.getcwd() not in sys.path:  # where the installed command does not look by itself
-        sys.path.append(os.getcwd())
-    try:
-        script = getattr(importlib.import_module(module), function)
-        if not callable(script):
-            raise ValueError(f"{function!r} is no function")
-        return script
-    except (ImportError, AttributeError, ValueError) as error:
-        cause = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ConfigError(
-            f"policy {name!r}: {cause}. Write scripted:MODULE:FUNCTION with a module that can be "
-            "imported from here."
-        ) from error
+def _script(path: str, name: str) -> Any:
+    if ":" not in path:
+        raise ConfigError(f"policy {name!r}: write scripted:MODULE:FUNCTION")
+    return imported(path, f"policy {name!r}")
 
 
 __all__ = ["ScriptedPolicy", "load_policy"]

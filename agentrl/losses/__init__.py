@@ -34,6 +34,7 @@ from agentrl.losses.pairs import (
 )
 from agentrl.losses.policy_gradient import Extras
 from agentrl.losses.sft import dft, poft, sft, sft_rows
+from agentrl.options import types_checked
 from agentrl.pairing import suffix_only
 from agentrl.types import Pair, Sample
 
@@ -46,6 +47,8 @@ PairLoss = Callable[..., LossOutput]
 
 ON_PAIRS = {"pairs", "reference_free", "divergence", "members"}
 """The options that `on_pairs` adds."""
+GIVEN = {"pairs", "members"}
+"""Those of them that training fills in."""
 
 
 def on_pairs(loss: PairLoss, members: int = 2) -> AnyLoss:
@@ -129,16 +132,19 @@ def get(name: str) -> Loss:
 def make(name: str, **options: Any) -> Loss:
     """The loss called `name` with `options` bound.
 
-    Raises ConfigError for an unknown name or option, or one without a default that is missing.
+    Raises ConfigError for an unknown name or option, a value of another type, or an option without
+    a default that is missing.
     """
     own = options_of(name)
     known = set(own) | (ON_PAIRS if name in OVER_PAIRS else set())
     for option in options:
         if option not in known:
-            raise unknown(f"option of loss {name!r}:", option, known)
+            raise unknown(f"option of loss {name!r}:", option, known - GIVEN)
     missing = [n for n, p in own.items() if p.default is p.empty and n not in options]
     if missing:
         raise ConfigError(f"loss {name!r} needs a value for {', '.join(missing)}: use losses.make")
+    mine = {option: value for option, value in options.items() if option in own}
+    options |= types_checked(f"loss {name!r}", LOSSES[name], mine)
     return functools.partial(LOSSES[name], **options) if options else LOSSES[name]
 
 

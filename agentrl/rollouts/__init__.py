@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Rollout
+from agentrl.options import check, imported
 from agentrl.rollouts.external import external
 from agentrl.rollouts.hint_infer import hint_infer
 from agentrl.rollouts.leti import leti
@@ -43,25 +43,23 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
     "magicore": magicore,
 }
 
-COUNTS = frozenset(
-    {"rounds", "turns", "candidates", "window", "width", "beams", "iterations", "b1", "b2", "depth"}
-    | {"first", "group", "least", "t_min", "step_tokens", "at_once"}
-)
-"""Options that are whole numbers, besides those that begin with `max_`."""
-
 
 def make(name: str, **options: Any) -> Rollout:
-    """The rollout called `name`. Raises ConfigError for an unknown name or option."""
-    if name not in ROLLOUTS:
-        raise unknown("rollout", name, ROLLOUTS)
-    parameters = inspect.signature(ROLLOUTS[name]).parameters
-    for option, value in options.items():
-        if option not in parameters:
-            raise unknown(f"option of rollout {name!r}:", option, parameters)
-        counts = option.startswith("max_") or option in COUNTS
-        if counts and value is not None and (type(value) is not int or value < 0):
-            raise ConfigError(f"rollout {name!r}: {option} is a whole number from 0, not {value!r}")
-    return ROLLOUTS[name](**options)
+    """The rollout called `name`, or of your own as `MODULE:NAME`. Raises ConfigError for an unknown
+    name or option, or a value of another type."""
+    if ":" in name:
+        factory = imported(name, f"rollout {name!r}")
+    elif name in ROLLOUTS:
+        factory = ROLLOUTS[name]
+    else:
+        raise unknown("rollout", name, [*ROLLOUTS, "MODULE:NAME"])
+    what = f"rollout {name!r}"
+    checked = check(what, factory, options)
+    for option, value in checked.items():
+        if isinstance(value, int) and value < 0:
+            raise ConfigError(f"{what}: {option} is a whole number from 0, not {value!r}")
+    made: Rollout = factory(**checked)
+    return made
 
 
 __all__ = [
