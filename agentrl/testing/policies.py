@@ -83,6 +83,11 @@ async def _checked(
     )
     require(len(made.logprobs) == len(tokens), "there is not one log-probability a token")
     require(all(p <= 1e-4 for p in made.logprobs), "a log-probability is above 0, or not a number")
+    drawn = made.sampled_logprobs
+    require(
+        drawn is None or (len(drawn) == len(tokens) and all(p <= 1e-4 for p in drawn)),
+        "sampled_logprobs are not one log-probability a token",
+    )
     require(made.finish_reason in get_args(FinishReason), f"{made.finish_reason!r} is no reason")
     ended = tokens[-1] in eos
     require(

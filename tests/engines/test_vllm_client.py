@@ -431,6 +431,23 @@ def test_a_server_starts_answers_and_leaves_nothing(fake_python):
     assert not os.path.exists(folder)
 
 
+def test_files_of_weights_lie_where_the_server_removes_them(fake_python):
+    """Also if the trainer is killed while it sends them."""
+    torch = pytest.importorskip("torch")
+
+    async def go() -> tuple[str, str]:
+        server, policy = await started(fake_python)
+        policy.via = "disk"
+        await policy.update({"w": torch.ones(2)})
+        (source,) = (await server.connect())["sources"]
+        await policy.close()
+        return server.folder, source["path"]
+
+    folder, path = asyncio.run(go())
+    assert os.path.dirname(path) == folder
+    assert not os.path.exists(folder)
+
+
 def test_a_start_that_fails_shows_the_servers_log(fake_python):
     server = Server("fake", python=fake_python, start="no kernel for this chip")
     with pytest.raises(EngineError, match="RuntimeError: no kernel for this chip"):

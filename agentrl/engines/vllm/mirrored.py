@@ -161,7 +161,8 @@ class MirroredPolicy:
                 "this adapter began as part of the base model (PiSSA and its like), which the "
                 "engine's is not: leave enable_lora out, so that merged weights are sent"
             )
-        with tempfile.TemporaryDirectory(prefix="agentrl-adapter-") as folder:
+        engines = getattr(self.sampler.engine, "folder", None)  # goes, too, if we are killed
+        with tempfile.TemporaryDirectory(prefix="agentrl-adapter-", dir=engines) as folder:
             model.save_pretrained(folder)
             await self.sampler.update_adapter(folder)
         if self._tested:

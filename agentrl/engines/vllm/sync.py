@@ -2,7 +2,7 @@
 
     memory   a file without a name, in memory, that the engine maps: one machine, one user; it goes
              with the trainer, however that ends
-    disk     a file in the temporary folder
+    disk     a file in the temporary folder, or in that of an engine started here, which removes it
     gloo     from process to process, tensor by tensor, over TCP
     nccl     the same from GPU to GPU
     ipc      the engine reads the trainer's memory on a GPU that both use (CUDA IPC)
@@ -71,7 +71,7 @@ async def send(engine: Any, weights: Mapping[str, Any], *, via: Via, seconds: fl
 
 async def _by_file(engine: Any, weights: Mapping[str, Any], via: Via, seconds: float) -> int:
     until = time.monotonic() + seconds
-    with _file(via) as (file, path):
+    with _file(via, getattr(engine, "folder", None)) as (file, path):
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.to_thread(transport.write, file, weights)
@@ -85,13 +85,14 @@ async def _by_file(engine: Any, weights: Mapping[str, Any], via: Via, seconds: f
 
 
 @contextlib.contextmanager
-def _file(via: Via) -> Iterator[tuple[IO[bytes], str]]:
-    """A file to write to and where others find it, gone at the end of the block."""
+def _file(via: Via, folder: str | None) -> Iterator[tuple[IO[bytes], str]]:
+    """A file to write to and where others find it, gone at the end of the block. A trainer that is
+    killed leaves one on a disk: in `folder`, for whoever removes that."""
     if via == "memory":
         with os.fdopen(os.memfd_create("agentrl-weights"), "wb") as file:
             yield file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
     else:
-        with tempfile.NamedTemporaryFile(prefix="agentrl-weights-") as named:
+        with tempfile.NamedTemporaryFile(prefix="agentrl-weights-", dir=folder) as named:
             yield named.file, named.name
 
 

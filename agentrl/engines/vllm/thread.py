@@ -65,3 +65,4 @@ async def _end_others() -> None:
         task.cancel()
     if others:
         await asyncio.wait(others, timeout=_ENDING_S)
+    await asyncio.sleep(0)  # connections that they closed end in the loop's next round
