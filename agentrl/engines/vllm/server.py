@@ -55,9 +55,15 @@ class Client:
         self._facts: dict[str, Any] = {}
 
     async def connect(self) -> dict[str, Any]:
-        """Ask for the engine's facts. Raises EngineError if it does not answer, or is none."""
-        facts = await self._ask("GET", "health")
+        """Ask for the engine's facts. Raises EngineError if it does not answer, or is none; then
+        no connection is left."""
+        try:
+            facts = await self._ask("GET", "health")
+        except BaseException:
+            await self._hang_up()
+            raise
         if not (isinstance(facts, dict) and facts.keys() >= FACTS):
+            await self._hang_up()
             raise EngineError(
                 f"{self.url} is no engine of `agentrl serve`: it answers {str(facts)[:100]}. For "
                 "an OpenAI-compatible endpoint write openai:MODEL@URL"
@@ -86,6 +92,9 @@ class Client:
 
     async def close(self) -> None:
         """Hang up."""
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         if self._session is not None:
             await self._there.run(self._session.close())
             self._session = None
@@ -202,7 +211,7 @@ class Server(Client):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _end(self) -> None:
-        await super().close()
+        await self._hang_up()
         process, self.process = self.process, None
         if process is None:
             return
