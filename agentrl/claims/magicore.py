@@ -22,8 +22,9 @@ from agentrl.engines.hf import HFPolicy
 from agentrl.evaluate import best, vote
 from agentrl.interfaces import Env, Rollout
 from agentrl.rewards.classifier import SequenceClassifier
+from agentrl.rewards.steps import steps_of
 from agentrl.rollouts import single_turn
-from agentrl.rollouts.chains import Chain, refinement_of, review_of, standard, steps_of
+from agentrl.rollouts.chains import Chain, refinement_of, review_of, standard
 from agentrl.rollouts.magicore import first_scores, magicore
 from agentrl.search.evaluators import ByModel
 from agentrl.tree import Tree

@@ -19,7 +19,7 @@ import socket
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,25 +66,48 @@ def load_model(
 def load_classifier(name: str, dtype: DType = "auto", device: str = "auto") -> Any:
     """The sequence or token classifier called `name` (a reward model), in evaluation mode.
 
-    `name` is a folder or a hub id; the rest as for `load_model`. Raises ConfigError if it cannot be
+    `name` is a folder or a hub id; the rest as for `load_model`. Of a `...ForProcessRewardModel`
+    (Qwen2.5-Math-PRM, whose own code is not run) it is a token classifier whose head has two
+    layers. Raises ConfigError if it cannot be
     found or loaded, or is no classifier: its head would be made of random numbers.
     """
     place, source = _device(device), _source(name)
     kinds = _architectures(name, source, "reward model")
-    tokens = any(kind.endswith("ForTokenClassification") for kind in kinds)
-    if not tokens and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    autos = [auto for kind in kinds for end, auto in _classifiers().items() if kind.endswith(end)]
+    if not autos:
         raise ConfigError(
             f"{name!r} is no reward model but {', '.join(kinds) or 'of unknown architecture'}: "
             "train one with agentrl train reward, or name a sequence or token classifier"
         )
-    auto: Any = transformers.AutoModelForSequenceClassification
-    if tokens:
-        auto = transformers.AutoModelForTokenClassification
+    kind, local = _dtype(dtype, place, name), _only_local(source)
     with _explained(name, "reward model"), _no_bars():
-        model = auto.from_pretrained(
-            source, dtype=_dtype(dtype, place, name), local_files_only=_only_local(source)
-        )
+        load = autos[0](_config(name, source, "reward model")).from_pretrained
+        model = load(source, dtype=kind, local_files_only=local)
     return model.to(place).eval()
+
+
+def _classifiers() -> dict[str, Callable[[Any], Any]]:
+    """How the name of a classifier's architecture ends, and what loads it, given its config."""
+    return {
+        "ForTokenClassification": lambda config: transformers.AutoModelForTokenClassification,
+        "ForSequenceClassification": lambda config: transformers.AutoModelForSequenceClassification,
+        "ForProcessRewardModel": _process_reward_model,
+    }
+
+
+def _process_reward_model(config: Any) -> Any:
+    """The class of a token classifier with two labels and the head of Qwen2.5-Math-PRM."""
+    base: Any = transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+
+    class ProcessRewardModel(base):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            config.num_labels, d = 2, config.hidden_size
+            super().__init__(config)
+            self.score = torch.nn.Sequential(
+                torch.nn.Linear(d, d), torch.nn.ReLU(), torch.nn.Linear(d, 2)
+            )
+
+    return ProcessRewardModel
 
 
 def text_config(name: str) -> Any:

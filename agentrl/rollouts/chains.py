@@ -8,23 +8,13 @@ weighted vote.
 from __future__ import annotations
 
 import math
-import re
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from agentrl.errors import DataError
 from agentrl.evaluate import masses, sigmoid, vote
 from agentrl.rewards.options import filled
-
-Combine = Literal["product", "min", "mean"]
-COMBINED: dict[str, Callable[[Sequence[float]], float]] = {
-    "product": math.prod,
-    "min": min,
-    "mean": statistics.fmean,
-}
-"""How the scores of steps become one; the product gets smaller with every step."""
+from agentrl.rewards.steps import COMBINED, Combine, steps_of
 
 Standard = tuple[float, float]
 """Mean and standard deviation of the scores of first chains, frozen before anything is refined."""
@@ -55,9 +45,6 @@ Solution:
 {solution}
 
 Review: {feedback}"""
-
-_STEP = re.compile(r"^[ \t]*Step \d+\b", re.MULTILINE)
-_LINE = re.compile(r"^.*\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +91,6 @@ class Difficulty:
             return True
         unsure = min(self.outcome, self.process) < LOW_CONFIDENCE - 1e-9  # three equal ones are 0.5
         return self.quality < 0 and unsure
-
-
-def steps_of(text: str) -> list[str]:
-    """The steps of a solution: its blocks that begin with "Step n", else its lines.
-
-    Together they are the text: what stands before the first belongs to it, empty lines to the step
-    before them.
-    """
-    starts = [m.start() for m in _STEP.finditer(text)] or [m.start() for m in _LINE.finditer(text)]
-    if not starts:
-        return []
-    ends = [*starts[1:], len(text)]
-    return [text[start:end] for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def standard(scores: Iterable[float]) -> Standard:

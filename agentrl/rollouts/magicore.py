@@ -21,14 +21,13 @@ from agentrl.evaluate import sigmoid
 from agentrl.evaluate.answers import plain
 from agentrl.interfaces import OpenEnv, Rollout
 from agentrl.record import Tree
-from agentrl.rewards import check_tokenizer
+from agentrl.rewards import check_tokenizer, heard_steps
+from agentrl.rewards.steps import COMBINED, Combine, steps_of
 from agentrl.rollouts.blocks import graded, invented_output, stop_reason, told
 from agentrl.rollouts.chains import (
-    COMBINED,
     REFINE,
     REVIEW,
     Chain,
-    Combine,
     Difficulty,
     Standard,
     chosen,
@@ -38,7 +37,6 @@ from agentrl.rollouts.chains import (
     refinement_of,
     review_of,
     standard,
-    steps_of,
 )
 from agentrl.search.core import together
 from agentrl.search.evaluators import ByModel, judge_of, question
@@ -180,6 +178,10 @@ def _answered(cursor: Cursor, text: str, end: bool) -> Cursor:
 
 async def _steps(cursor: Cursor, pieces: Sequence[str], model: Any) -> tuple[float, ...]:
     """What a `ProcessModel` says of each step, through a sigmoid."""
+    if getattr(model, "step_token", None) is not None:
+        own = _answered(cursor, "".join(pieces), False)
+        asked = heard_steps(model, cursor.chat, (own.tree, own.node))
+        return tuple(map(sigmoid, await model.steps(*asked)))
     check_tokenizer(model, cursor.chat.tokenizer)
     runs = [cursor.ids, *map(cursor.chat.encode, pieces)]
     ends = list(accumulate(map(len, runs)))

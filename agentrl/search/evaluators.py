@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from agentrl.errors import ConfigError, unknown
 from agentrl.evaluate import sigmoid
 from agentrl.interfaces import Policy
-from agentrl.rewards import RewardModel, heard, load_reward
+from agentrl.rewards import RewardModel, load_reward, path_score
 from agentrl.rewards.options import filled, option_masses
 from agentrl.search import calls
 from agentrl.search.parts import Judge, Place
@@ -137,7 +137,8 @@ class CallEvaluation:
 class ByModel:
     """A reward model's score of the path so far, squeezed into 0 to 1 unless `raw`.
 
-    Of a model of steps (a token classifier) it is the score of the last one.
+    Of a token classifier it is the score of the last step; of a model with a step token that of all
+    steps so far, as its `combine` says.
     """
 
     model: RewardModel
@@ -148,7 +149,7 @@ class ByModel:
         """See `agentrl.search.core.Judge`."""
         cursor = place.cursor
         path = (cursor.tree, cursor.node)
-        score = await self.model.reward(heard(self.model, cursor.chat, path, place.ahead))
+        score = await path_score(self.model, cursor.chat, path, place.ahead)
         return score if self.raw else sigmoid(score)
 
 

@@ -14,8 +14,9 @@ from agentrl.collect import collect
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.errors import ConfigError, DataError
 from agentrl.evaluate import masses, vote
+from agentrl.rewards.steps import steps_of
 from agentrl.rollouts import chains, magicore, make
-from agentrl.rollouts.chains import Chain, Difficulty, confidence, difficulty, steps_of
+from agentrl.rollouts.chains import Chain, Difficulty, confidence, difficulty
 from agentrl.rollouts.magicore import first_scores
 from agentrl.search.evaluators import ByModel, ByValue
 from agentrl.types import SamplingParams
