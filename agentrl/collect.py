@@ -90,7 +90,7 @@ async def collect(
     stored but not returned, so that what is returned does not depend on who was faster.
 
     Raises ConfigError for a number that cannot be, or if `out` was collected with another
-    tokenizer, policy, rollout, seed or sampling; InfraError if more than half
+    tokenizer, policy, rollout, seed or sampling, or for other tasks; InfraError if more than half
     of the rollouts (after the first eight) failed in our hands; StoreFullError on a full disk.
     """
     params = params or SamplingParams()
@@ -104,7 +104,7 @@ async def collect(
         chat = Chat(policy.tokenizer)
         run = _Run(env, rollout, policy, chat, box, params, seed, deadline_s, retries, store)
         if out is not None:
-            run.trees = _finished(out, run)
+            run.trees = _finished(out, run, tasks)
         todo = _Todo(tasks, samples, run.trees, enough, ahead=concurrency)
         total = None if enough else len(tasks) * samples
         report = stack.enter_context(_progress(label, total, todo.done(), progress))
@@ -224,8 +224,10 @@ async def _default_box(stack: contextlib.AsyncExitStack) -> Sandbox:
     return box
 
 
-def _finished(out: str | os.PathLike[str], run: _Run) -> dict[Key, Tree]:
+def _finished(out: str | os.PathLike[str], run: _Run, tasks: Sequence[Task]) -> dict[Key, Tree]:
     """What an earlier run has left in `out`, infrastructure failures apart (those run again)."""
+    asked = {t.id: t for t in tasks}
+    names = {t.env for t in tasks}
     trees = {key(t): t for t in load(out) if not any(a.error for a in t.attempts)}
     ours = _meta(run, 0, [])
     for tree in trees.values():
@@ -243,6 +245,14 @@ def _finished(out: str | os.PathLike[str], run: _Run) -> dict[Key, Tree]:
                     f"{theirs[name]!r} then, {ours[name]!r} now). Give the same to go on with it, "
                     "or another folder."
                 )
+        task = asked.get(tree.task.id, tree.task)
+        if tasks and (tree.task.env not in names or task.prompt != tree.task.prompt):
+            what = f"task {task.id!r} of the environment {tree.task.env!r}"
+            raise ConfigError(
+                f"{os.fspath(out)} holds trees of other tasks ({what} is not among these, or was "
+                "asked in other words). Give the same environment and options to go on with it, "
+                "or another folder."
+            )
     return trees
 
 

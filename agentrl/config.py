@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,21 @@ FREE = frozenset({"concurrency", "deadline_s", "device", "keep_checkpoints"})
 """Settings that a resumed run may change: they change how it runs, not what comes out."""
 
 
+def require_same(
+    folder: Path, config: Mapping[str, Any], free: Callable[[str], bool] = FREE.__contains__
+) -> None:
+    """Raise ConfigError if `config.yaml` in `folder` has other settings than `config`, those apart
+    that are `free` to change."""
+    old = read_yaml(folder / "config.yaml")
+    changed = sorted(k for k in {*old, *config} if old.get(k) != config.get(k) and not free(k))
+    if changed:
+        listed = ", ".join(f"{k}: {old.get(k)!r} then, {config.get(k)!r} now" for k in changed)
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({listed}). "
+            "Give the same ones to resume it, or another --out."
+        )
+
+
 class RunFolder:
     """A run's folder: `config.yaml`, `trees/`, `metrics.jsonl`, `summary.json`, `checkpoints/`.
 
@@ -108,15 +123,7 @@ class RunFolder:
         return any(f.stat().st_size for f in files)
 
     def _check(self, config: Mapping[str, Any], resume: bool) -> None:
-        old = read_yaml(self.path / "config.yaml")
-        settings = {*old, *config} - FREE
-        changed = sorted(k for k in settings if old.get(k) != config.get(k))
-        if changed:
-            listed = ", ".join(f"{k}: {old.get(k)!r} then, {config.get(k)!r} now" for k in changed)
-            raise ConfigError(
-                f"{self.path} holds a run with other settings ({listed}). "
-                "Give the same ones to resume it, or another --out."
-            )
+        require_same(self.path, config)
         if not resume:
             raise ConfigError(
                 f"{self.path} holds a run already. Add --resume to go on with it, or give "

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -116,6 +117,27 @@ def run_recipe(options: argparse.Namespace) -> int:
     return 0
 
 
+def keep_settings(folder: Path, recipe: str, options: argparse.Namespace) -> None:
+    """Write `config.yaml`: what trees in `folder` are collected with. Raises ConfigError if trees
+    lie there that were collected with something else."""
+    names = ("env", "split", "rollout", "n", "samples", "temperature", "max_tokens", "seed")
+    config = {"recipe": recipe, "model": options.policy, **{n: getattr(options, n) for n in names}}
+    config |= settings.pairs(options.settings)
+    file = folder / "config.yaml"
+    if file.exists() and any(trees.stat().st_size for trees in folder.rglob("trees.jsonl")):
+        settings.require_same(folder, config, _may_change)
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; give a folder as --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_atomic(file, yaml.safe_dump(config, sort_keys=False))
+
+
+def _may_change(name: str) -> bool:
+    """Whether a collection may go on with another value of a setting. What of the policy changes
+    the trees stands in its name, which is compared with theirs."""
+    return name in ("n", "samples", "recipe", "rollout.folder") or name.startswith("policy.")
+
+
 def _split_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`env.kinds=[a]` and the like, by their first part."""
     groups: dict[str, dict[str, Any]] = {"env": {}, "rollout": {}, "policy": {}}
@@ -187,6 +209,8 @@ def run_rollout(options: argparse.Namespace) -> int:
     from agentrl import evaluate
     from agentrl.search import statistics
 
+    if options.out:
+        keep_settings(options.out, "rollout", options)
     trees = asyncio.run(collected(options))
     if options.json:
         for tree in trees:

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.commands.collecting import collected, print_result, sampling_options
+from agentrl.commands.collecting import collected, keep_settings, print_result, sampling_options
 from agentrl.commands.common import command_of
 from agentrl.errors import AgentRLWarning, ConfigError
 from agentrl.evaluate.turns import SCORE, SCORED_BY
@@ -59,6 +58,7 @@ def add_eval(commands: Any) -> None:
 def run_eval(options: argparse.Namespace) -> int:
     """`agentrl eval`."""
     from agentrl import evaluate
+    from agentrl.rewards import load_reward
 
     if options.compare:
         found = evaluate.compare(*(_trees(folder) for folder in options.compare))
@@ -70,15 +70,20 @@ def run_eval(options: argparse.Namespace) -> int:
     if options.turns is not None:
         run.settings = [*options.settings, f"rollout.turns={options.turns}"]
     run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
+    if options.out:
+        keep_settings(options.out, "eval", run)
+    model = (
+        load_reward(options.reward) if options.reward else None
+    )  # before work that it could cost
     trees = asyncio.run(collected(run, evaluating=True))
     if options.reward:
-        asyncio.run(_score(trees, options.reward, options.policy, run.out))
+        asyncio.run(_score(trees, model, options.reward, options.policy, run.out))
     summary = evaluate.summarize(evaluate.final(trees))
     result = {**summary, **evaluate.turn_metrics(trees)}
     if options.reward:
         result["reward_model"] = options.reward
     if options.out:
-        _write(options.out, run, summary, result)
+        _write(options.out, summary, result)
     if options.json:
         print(json.dumps(result))
     else:
@@ -105,17 +110,18 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-async def _score(trees: Sequence[Tree], reward: str, policy: str, out: Path | None) -> None:
-    """Note at each attempt what the reward model says of it; in the folder `out`, too, where a tree
-    of which it says something new takes the place of the old one."""
+async def _score(
+    trees: Sequence[Tree], model: Any, reward: str, policy: str, out: Path | None
+) -> None:
+    """Note at each attempt what `model`, called `reward`, says of it; in the folder `out`, too,
+    where a tree of which it says something new takes the place of the old one."""
     from agentrl import evaluate
     from agentrl.commands.data import chat_of
-    from agentrl.rewards import PairwiseJudge, load_reward
+    from agentrl.rewards import PairwiseJudge
     from agentrl.select.rewards import scores
     from agentrl.store import TreeStore
 
     graded = evaluate.final(trees)
-    model = load_reward(reward)
     try:
         found = await scores(graded, model, chat_of(policy))
     finally:
@@ -138,17 +144,11 @@ def _trees(folder: Path) -> list[Tree]:
     return load(folder / "trees" if (folder / "trees").is_dir() else folder)
 
 
-def _write(
-    out: Path, run: argparse.Namespace, summary: Mapping[str, Any], result: Mapping[str, Any]
-) -> None:
-    """`config.yaml`, `summary.json` and the report beside the trees."""
+def _write(out: Path, summary: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """`summary.json` and the report beside the trees."""
     from agentrl import report
     from agentrl.config import write_atomic
 
-    names = ("env", "split", "rollout", "n", "samples", "temperature", "max_tokens", "seed")
-    config = {"recipe": "eval", "model": run.policy, **{n: getattr(run, n) for n in names}}
-    config["settings"] = list(run.settings)
-    write_atomic(out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     own = {name: value for name, value in result.items() if name not in summary}
     text = json.dumps({"recipe": "eval", "measured": summary, **own}, indent=2)
     write_atomic(out / "summary.json", text + "\n")

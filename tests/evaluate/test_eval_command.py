@@ -9,7 +9,7 @@ import pytest
 
 from agentrl import rewards
 from agentrl.cli import main
-from agentrl.errors import AgentRLWarning
+from agentrl.errors import AgentRLWarning, ConfigError
 from agentrl.store import load
 
 EVAL = ["eval", "--env", "arithmetic", "env.kinds=[product]", "-n", "6", "--rollout", "single_turn"]
@@ -170,3 +170,28 @@ def test_turns_are_printed(capsys):
     text = capsys.readouterr().out
     assert "i2c" in text
     assert "majority" in text
+
+
+def test_other_settings_are_refused_before_old_trees_are_taken_for_new(tmp_path, capsys):
+    out = ["--out", str(tmp_path), "-n", "2"]
+    run = ["eval", "--env", "arithmetic", "env.kinds=[product]", *policy("good"), *out, "--json"]
+    assert main([*run, "--turns", "2"]) == 0
+    assert main([*run, "--turns", "2", "-n", "3"]) == 0, "more problems"
+    capsys.readouterr()
+    for more, says in (
+        (["--turns", "3"], "rollout.turns: 2 then, 3 now"),
+        (["--turns", "2", "--max-tokens", "9"], "max_tokens: 256 then, 9 now"),
+        (["--turns", "2", "env.system=Think."], "env.system: None then, 'Think.' now"),
+    ):
+        assert main([*run, *more]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_reward_model_that_is_not_there_costs_no_rollout(tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise ConfigError(f"no {name}")
+
+    monkeypatch.setattr(rewards, "load_reward", missing)
+    run = [*EVAL, *policy("good"), "-n", "2", "--out", str(tmp_path), "--reward", "nowhere"]
+    assert main(run) == 2
+    assert not (tmp_path / "trees").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from agentrl.errors import ConfigError, EngineError, InfraError, IsolationError
 from agentrl.rollouts import single_turn, tool_loop
 from agentrl.store import FILE, load
 from agentrl.tree import Tree
-from agentrl.types import SamplingParams
+from agentrl.types import Message, SamplingParams
 from tests.fakes import FakeEnv, task
 
 
@@ -123,6 +124,15 @@ def test_trees_of_another_collection_are_not_taken_for_ones_own(tmp_path):
     ):
         with pytest.raises(ConfigError, match="another collection"):
             go(env_of(2), rollout, policy, out=tmp_path, **other)
+
+
+@pytest.mark.parametrize("change", [{"env": "another"}, {"prompt": (Message("user", "Anew?"),)}])
+def test_trees_of_other_tasks_are_not_taken_for_ones_own(tmp_path, change):
+    policy = ScriptedPolicy(lambda t: "42")
+    go(env_of(2), single_turn(), policy, out=tmp_path)
+    env = FakeEnv([dataclasses.replace(task(f"t{i}"), **change) for i in range(2)])
+    with pytest.raises(ConfigError, match="trees of other tasks"):
+        go(env, single_turn(), policy, out=tmp_path)
 
 
 def test_most_rollouts_failing_stops_the_collection_with_the_reason():
