@@ -87,6 +87,11 @@ class IsolationError(SandboxError):
     """The isolation asked for is not possible on this machine; the message names the override."""
 
 
+class SnapshotRefused(AgentRLError):
+    """A session's state cannot be put into another session; the message says why. The session goes
+    on, and its calls can be played again in a new one."""
+
+
 class EngineError(InfraError):
     """The policy's engine failed."""
 

@@ -154,6 +154,8 @@ class Capabilities:
     network: bool
     languages: tuple[str, ...]
     detail: str = ""
+    snapshots: bool = False
+    """True if the state of a session can be taken, for new sessions to begin in (`Snapshots`)."""
 
 
 @runtime_checkable
@@ -192,6 +194,33 @@ class Session(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Snapshot(Protocol):
+    """The state that a session was in: its interpreter with all names, its files. Any number of
+    sessions can begin in it, one after the other or at once, also after the one it is of ended."""
+
+    size: int
+    """The bytes that it holds."""
+
+    def session(self) -> Session:
+        """A new session that begins in this state, with the limits of the one it is of: what that
+        one has used of its CPU time counts for this one. `open` raises SnapshotRefused where the
+        state cannot be had any more. After `reset` it is as any session."""
+        ...
+
+
+@runtime_checkable
+class Snapshots(Session, Protocol):
+    """A session whose state can be taken, where `Capabilities.snapshots` says so."""
+
+    async def snapshot(self) -> Snapshot:
+        """The state that it is in now; it goes on, and its successors and it do not see each other.
+
+        Raises SnapshotRefused where that state cannot be carried (threads, child processes, open
+        files, ...): the message says why, and the session is as it was.
+        """
+        ...
 
 
 @runtime_checkable

@@ -9,9 +9,9 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, SnapshotRefused
 from sandboxes import languages
-from sandboxes.embedded import EmbeddedSandbox, cgroups, jail, uids
+from sandboxes.embedded import EmbeddedSandbox, EmbeddedSession, cgroups, jail, uids
 from sandboxes.embedded.inside import landlock
 
 
@@ -62,7 +62,7 @@ async def _examine() -> Report:
         details["bwrap"] = jail.find_bwrap()
     except AgentRLError:  # a reason why the tier is not possible: see below
         pass
-    problems = {tier: await _problem(tier) for tier in ("namespaces", "uid")}
+    problems = {tier: await _problem(tier, details) for tier in ("namespaces", "uid")}
     tiers = tuple(tier for tier, problem in problems.items() if problem is None)
     reasons += [f"no {tier}: {problem}" for tier, problem in problems.items() if problem]
     return Report(
@@ -75,13 +75,26 @@ async def _examine() -> Report:
     )
 
 
-async def _problem(tier: str) -> str | None:
-    """Why sessions cannot be isolated so; None if one was, and worked."""
+async def _problem(tier: str, details: dict[str, str]) -> str | None:
+    """Why sessions cannot be isolated so; None if one was, and worked. Whether its state could be
+    put into another is a detail."""
     if tier == "uid" and (reason := uids.why_not()):
         return reason
     try:
         async with EmbeddedSandbox(spares=0, isolation=tier) as box, box.session() as session:
-            result = await session.run("6 * 7")
+            result = await session.run("x = 6 * 7\nx")
+            if tier == "namespaces":
+                details["snapshots"] = await _snapshots(session)
     except AgentRLError as error:
         return str(error)
     return None if result.value == "42" else f"a trial cell failed: {result.status} {result.detail}"
+
+
+async def _snapshots(session: EmbeddedSession) -> str:
+    """Whether a state can be taken from a session and put into another, by doing it."""
+    try:
+        async with (await session.snapshot()).session() as other:
+            result = await other.run("x")
+    except SnapshotRefused as error:
+        return f"no: {error}"
+    return "yes" if result.value == "42" else f"no: a trial cell failed: {result.status}"

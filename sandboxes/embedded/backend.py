@@ -20,12 +20,13 @@ from agentrl.errors import (
 from agentrl.interfaces import Capabilities
 from agentrl.types import ExecError, ExecResult, Limits, Verdict
 from sandboxes import languages
-from sandboxes.embedded import cgroups, profiles, uids
+from sandboxes.embedded import cgroups, profiles, snapshot, uids
 from sandboxes.embedded.handle import Handle
 from sandboxes.embedded.plan import limits_of
 from sandboxes.embedded.profiles import Profile
 from sandboxes.embedded.results import of_full_queue, refused
 from sandboxes.embedded.session import EmbeddedSession
+from sandboxes.embedded.snapshot import Snapshot
 from sandboxes.embedded.supply import Supply
 from sandboxes.embedded.zygote import Zygote
 from sandboxes.metrics import Meter, Metrics
@@ -85,6 +86,7 @@ class EmbeddedSandbox:
         self._tier = "namespaces" if isolation == "auto" else isolation
         self._may_fall_back = isolation == "auto"
         self._container = jail == "container"
+        self._snapshots = False
         self._spares = spares
         self._recycle = recycle
         self._ttl_s = ttl_s
@@ -121,6 +123,7 @@ class EmbeddedSandbox:
             network=self._tier == "none",
             languages=languages.available(),
             detail="; ".join(details),
+            snapshots=self._snapshots,
         )
         supply.spares(self.profile).fill()
         self._reaper = asyncio.get_running_loop().create_task(self._reap())
@@ -140,7 +143,7 @@ class EmbeddedSandbox:
         )
         try:
             zygote = await supply.zygote(self.profile)
-            await self._try(supply)
+            self._snapshots = await self._try(supply)
             return supply, zygote
         except IsolationError as error:
             if not self._may_fall_back or uids.why_not() is not None:
@@ -152,15 +155,19 @@ class EmbeddedSandbox:
             warnings.warn(message, AgentRLWarning, stacklevel=3)
             return await self._first_zygote(place)
 
-    async def _try(self, supply: Supply) -> None:
-        """Open a session and close it. Raises IsolationError if that fails."""
+    async def _try(self, supply: Supply) -> bool:
+        """Open a session and close it; whether its state could be carried. Raises IsolationError if
+        that fails."""
         try:
             first = await supply.make(self.profile, self.limits)
         except SandboxError as error:
             if self._tier == "none":
                 raise
             raise IsolationError(f"no isolation by {self._tier} here: {error}") from error
-        await first.close()
+        try:
+            return await snapshot.possible(first)
+        finally:
+            await first.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -176,13 +183,18 @@ class EmbeddedSandbox:
         wanted = self.limits if limits is None else limits_of(limits, {})
         return self._session(chosen, wanted, self._gate)
 
-    def _session(self, profile: Profile, limits: Limits, gate: Gate | None) -> EmbeddedSession:
+    def _session(
+        self, profile: Profile, limits: Limits, gate: Gate | None, start: Snapshot | None = None
+    ) -> EmbeddedSession:
         async def acquire() -> Handle:
             if self._supply is None:
                 raise SandboxError("the sandbox is not open: use `async with` or `await open()`")
             return await self._supply.take(profile, limits)
 
-        session = EmbeddedSession(limits, acquire, gate, self._meter)
+        def successor(start: Snapshot) -> EmbeddedSession:
+            return self._session(profile, limits, gate, start)
+
+        session = EmbeddedSession(limits, acquire, gate, self._meter, successor, start)
         self._sessions.add(session)
         return session
 

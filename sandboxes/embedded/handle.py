@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from agentrl.errors import SandboxError
+from agentrl.errors import EndedByCode, SandboxError, SessionDead
 from agentrl.types import Limits
 from sandboxes.embedded import cgroups, channels, plan, tree
 from sandboxes.embedded.channels import Claim, Event, Fact, Gone
 from sandboxes.embedded.inside import wire
+from sandboxes.embedded.trace import Traced
 from sandboxes.embedded.zygote import Zygote
 
 _START_S = 20.0
@@ -56,6 +57,7 @@ class Handle:
         self.group: cgroups.Group | None = None
         self.work = "/work"
         self.uid: int | None = None
+        self.earlier_s = 0.0  # CPU seconds that the state it began in took
         self.over: str | None = None  # of what it had too much, if that ended it
         self._pidfd = -1
         self._worker_pidfd = -1
@@ -222,6 +224,21 @@ class Handle:
                 self._waiter = None
         return self._events.popleft()
 
+    async def answer(self, number: int) -> dict[str, Any]:
+        """The first process's answer to order `number`. Raises SessionDead if the session ends."""
+        while True:
+            event = await self.next()
+            if isinstance(event, Fact) and event.message.get("id") == number:
+                return event.message
+            if isinstance(event, Gone):
+                raise self.death()
+            if isinstance(event, Claim):
+                self.kill("tampered: an answer to no call")
+
+    def death(self) -> SessionDead:
+        """The error of a call on a session that is dead."""
+        return (EndedByCode if self.by_code else SessionDead)(ended(self.dead))
+
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """While a call is in progress events are queued for it; else the interpreter must be
@@ -268,16 +285,24 @@ class Handle:
 
     def may_have_spent(self) -> bool:
         """Whether it is old enough to have used a good part of its CPU time, on all processors."""
-        return (time.monotonic() - self._began) * _CORES >= self.limits.cpu_s * _COUNTED_FROM
+        most_s = (time.monotonic() - self._began) * _CORES + self.earlier_s
+        return most_s >= self.limits.cpu_s * _COUNTED_FROM
 
     def spent_s(self) -> float:
-        """CPU seconds of all its processes since it began, over all calls; 0 once it ended."""
+        """CPU seconds of all its processes since it began, over all calls, and of what led to the
+        state it began in; nothing of its own counts once it ended."""
         counted = self.group.cpu_s() if self.group else None
         if counted is None:
             counted = tree.cpu_s(self.pid)
             if self.group is not None:
                 self.group.count_cpu(counted)
-        return counted
+        return counted + self.earlier_s
+
+    def traced(self, *, kill: bool) -> Traced:
+        """The interpreter, to be stopped; see `Traced`. Raises SandboxError if it has ended."""
+        if self._worker_pidfd < 0:
+            raise SandboxError(f"the session has ended: {self.dead}")
+        return Traced(self.worker_pid, os.dup(self._worker_pidfd), kill=kill)
 
     def _mark_dead(self, why: str, *, by_code: bool = True) -> None:
         if self.dead is None:
@@ -352,6 +377,11 @@ class Handle:
             pass
         finally:
             self._loop.remove_reader(self._pidfd)
+
+
+def ended(why: str | None) -> str:
+    """What a call is told on a session that has ended."""
+    return f"the session has ended: {why}. Open another, or reset() it"
 
 
 def _set(future: asyncio.Future[None]) -> None:

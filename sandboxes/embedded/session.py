@@ -10,14 +10,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self
 
-from agentrl.errors import EndedByCode, SandboxError, SessionDead
+from agentrl.errors import EndedByCode, SandboxError, SessionDead, SnapshotRefused
 from agentrl.types import ExecResult, Limits
-from sandboxes.embedded import artifacts
+from sandboxes.embedded import artifacts, snapshot
 from sandboxes.embedded.arguments import checked, close_all, file_error, memfd, names, wall_s
 from sandboxes.embedded.call import Call, over_budget
 from sandboxes.embedded.channels import Claim, Fact, Gone
-from sandboxes.embedded.handle import Handle
+from sandboxes.embedded.handle import Handle, ended
 from sandboxes.embedded.results import Ending, check_claim, of_call, of_full_queue, refused
+from sandboxes.embedded.snapshot import Snapshot
 from sandboxes.metrics import Meter
 from sandboxes.pool import Gate, QueueFull
 
@@ -41,12 +42,17 @@ class EmbeddedSession:
         acquire: Callable[[], Awaitable[Handle]],
         gate: Gate | None,
         meter: Meter,
+        successor: Callable[[Snapshot], EmbeddedSession],
+        start: Snapshot | None = None,
     ) -> None:
-        """`acquire` gives a fresh handle; executions take turns at `gate` (None: no turns)."""
+        """`acquire` gives a fresh handle; executions take turns at `gate` (None: no turns). It
+        begins in the state `start` or, without, as new; `successor` makes one that begins so."""
         self.limits = limits
         self._acquire = acquire
         self._gate = gate
         self._meter = meter
+        self._successor = successor
+        self._start = start
         self._used = time.monotonic()
         self._handle: Handle | None = None
         self._lock = asyncio.Lock()
@@ -56,11 +62,29 @@ class EmbeddedSession:
         self._death = SessionDead
 
     async def open(self) -> Self:
-        """Start it. Raises SandboxError if that fails."""
+        """Start it. Raises SandboxError if that fails, SnapshotRefused if it is to begin in a state
+        that cannot be had."""
         async with self._lock:
             if self._handle is None:
-                self._handle = await self._acquire()
+                handle = await self._acquire()
+                if self._start is not None:
+                    try:
+                        await snapshot.begin(handle, self._start)
+                    except BaseException:
+                        await asyncio.shield(handle.close())
+                        raise
+                self._handle = handle
         return self
+
+    async def snapshot(self) -> Snapshot:
+        """The state that it is in, for new sessions to begin in; it goes on, as they do not see
+        each other. See `agentrl.interfaces.Snapshots`."""
+        async with self._turn() as (handle, _):
+            try:
+                return await snapshot.of(handle, self._acquire, self._successor)
+            except (SnapshotRefused, SandboxError) as error:  # which would end it in here
+                refusal = error
+        raise refusal
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -74,9 +98,9 @@ class EmbeddedSession:
         async with self._lock:
             handle = self._handle
             if handle is None:
-                raise self._death(_ended(self._why_closed))
+                raise self._death(ended(self._why_closed))
             if handle.dead is not None:
-                raise _death(handle)
+                raise handle.death()
             self._number += 1
             try:
                 with handle.busy():
@@ -179,7 +203,7 @@ class EmbeddedSession:
         try:
             async with asyncio.timeout(_SWEEP_S):
                 handle.send_fact(order)
-                answer = await self._answer(handle, self._number)
+                answer = await handle.answer(self._number)
             if answer.get("size") != 0:
                 handle.kill("what the code started could not be stopped")
         except (SandboxError, TimeoutError):
@@ -292,7 +316,7 @@ class EmbeddedSession:
             try:
                 handle.send_fact(order | {"id": number, "most": most}, fds)
                 async with asyncio.timeout(_FILE_S):
-                    answer = await self._answer(handle, number)
+                    answer = await handle.answer(number)
                 if "errno" in answer:
                     raise file_error(answer, path)
                 if order["op"] == "write":
@@ -305,16 +329,6 @@ class EmbeddedSession:
                 raise SandboxError(f"no answer about {path!r} within {_FILE_S:g} s") from error
             finally:
                 close_all(fds)
-
-    async def _answer(self, handle: Handle, number: int) -> dict[str, Any]:
-        while True:
-            event = await handle.next()
-            if isinstance(event, Fact) and event.message.get("id") == number:
-                return event.message
-            if isinstance(event, Gone):
-                raise _death(handle)
-            if isinstance(event, Claim):
-                handle.kill("tampered: an answer to no call")
 
     async def interrupt(self) -> None:
         """Stop the running cell or command: its result has status `timeout`, the state is kept.
@@ -363,11 +377,3 @@ class EmbeddedSession:
         handle = getattr(self, "_handle", None)
         if handle is not None:
             handle.abandon()
-
-
-def _ended(why: str | None) -> str:
-    return f"the session has ended: {why}. Open another, or reset() it"
-
-
-def _death(handle: Handle) -> SessionDead:
-    return (EndedByCode if handle.by_code else SessionDead)(_ended(handle.dead))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrl.errors import IsolationError, SandboxError
+from agentrl.types import Limits
 from sandboxes.embedded import bare, cgroups, jail, seccomp, uids
 from sandboxes.embedded.inside import wire
 from sandboxes.embedded.profiles import Profile
@@ -44,6 +45,7 @@ class Zygote:
         self.made = 0  # sessions so far
         self.first_mb = 0.0  # memory at the first session
         self.failed_imports: dict[str, str] = {}
+        self.fresh: dict[Limits, Any] = {}  # what `snapshot` compares sessions with
         self.dead: str | None = None
         self.on_death: Callable[[Zygote], None] = lambda _: None
         self._control: socket.socket | None = None

@@ -14,7 +14,7 @@ from _socket import socket
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import disk, files, kernel, owned, wire, worker, world
+from . import disk, files, kernel, owned, parcel, wire, worker, world
 
 _SWEEPS = 50
 _CANNOT = 126  # exit status of a command that could not be started
@@ -199,6 +199,10 @@ class Init:
             root = self.limits["work"]
             if kind == "sweep":
                 size = self.sweep(order["since"])
+            elif kind == "objects":
+                size = files.objects()
+            elif kind == "unpack":
+                size = parcel.unpack(fds[0])
             elif kind == "write":
                 size = files.write(root, order["names"], fds[0])
             else:
