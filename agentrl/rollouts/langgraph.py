@@ -16,6 +16,7 @@ import contextlib
 import inspect
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.engines.endpoint.wire import read_messages
@@ -52,6 +53,7 @@ def langgraph(
     thread: Callable[[Task], str] | None = None,
     watch: Callable[[Any], object] | None = None,
     config: Mapping[str, Any] | None = None,
+    context: Any = None,
     max_turns: int = 32,
     max_tokens: int | None = None,
 ) -> Rollout:
@@ -72,46 +74,15 @@ def langgraph(
     `grade`, `interrupts` and `then` may be asynchronous.
 
     `max_turns` limits the calls of the model, `max_tokens` what is sampled in all of them; `config`
-    is passed to the graph. A graph that raises is an AgentError: tried again, then without a
-    reward. Raises ConfigError for a node that the graph does not have, or a graph that pauses by
-    itself.
+    and `context` (of its `context_schema`) are passed to the graph. A graph that raises is an
+    AgentError: tried again, then without a reward. Raises ConfigError for a node that the graph
+    does not have, or a graph that pauses by itself.
     """
-    if graph.interrupt_before_nodes or graph.interrupt_after_nodes:
-        raise ConfigError(
-            "the graph was compiled with interrupt_before or interrupt_after, and would be taken "
-            "for ended where it pauses: leave them out, or call interrupt(...) in a node"
-        )
-    if trained is not None:
-        names = _nodes(graph)
-        for name in trained:
-            if name not in names:
-                raise unknown("node", name, names)
     if graph.checkpointer is None and (interrupts or then):
         graph = graph.copy(update={"checkpointer": InMemorySaver()})
-    if graph.checkpointer is None and thread:
-        raise ConfigError("a thread is kept by a checkpointer: graph.compile(checkpointer=...)")
-    held: set[str] = set()
+    _check(graph, trained, thread)
+    player = _Player(graph, interrupts, then, watch, context)
     begin = inputs or (lambda messages, task: {"messages": messages})
-
-    async def play(running: Running, given: Any, settings: Any, task: Task) -> State:
-        """The graph's state at the end of the attempt."""
-        state: State = None
-        try:
-            while given is not None:
-                state = await _run(graph, given, settings, watch)
-                if waiting := _waiting(state):
-                    given = await _resume(waiting, interrupts, task)
-                else:
-                    given = await _value(then(state, task)) if then else None
-        except (GraphRecursionError, Over):
-            running.reason = running.reason or "max_turns"
-        except Exception as error:
-            running.raise_failure()
-            if isinstance(error, AgentRLError):
-                raise
-            raise AgentError(f"the graph failed: {type(error).__name__}: {error}") from error
-        running.raise_failure()
-        return state
 
     async def rollout(cursor: Cursor, open_env: OpenEnv) -> None:
         episode, task = await open_env(), cursor.tree.task
@@ -122,10 +93,10 @@ def langgraph(
         configured = {**dict((config or {}).get("configurable", {})), "thread_id": name}
         settings = {**(config or {}), "configurable": configured}
         token = RUNNING.set(running)
-        kept = _held(graph, name, settings, held) if thread else contextlib.nullcontext()
+        kept = player.hold(name, settings) if thread else contextlib.nullcontext()
         try:
             async with kept:
-                state = await play(running, begin(shown, task), settings, task)
+                state = await player.play(running, begin(shown, task), settings, task)
         finally:
             RUNNING.reset(token)
             running.close()
@@ -135,63 +106,108 @@ def langgraph(
     return rollout
 
 
-@contextlib.asynccontextmanager
-async def _held(graph: Any, name: str, settings: Any, held: set[str]) -> AsyncIterator[None]:
-    """A checkpointer's thread while one attempt goes on with it; as it was, where that fails: it is
-    tried again. Raises ConfigError while another attempt has it."""
-    if name in held:
+def _check(graph: Any, trained: Collection[str] | None, thread: object) -> None:
+    """Raise ConfigError for what cannot be."""
+    if graph.interrupt_before_nodes or graph.interrupt_after_nodes:
         raise ConfigError(
-            f"two attempts at once would go on with the thread {name!r}: attempt a task once "
-            "(samples=1), and give every task a thread of its own"
+            "the graph was compiled with interrupt_before or interrupt_after, and would be taken "
+            "for ended where it pauses: leave them out, or call interrupt(...) in a node"
         )
-    held.add(name)
-    before = await graph.aget_state(settings)
-    try:
-        yield
-    except BaseException:
-        if "checkpoint_id" in before.config["configurable"]:
-            await graph.aupdate_state(before.config, None, as_node="__copy__")
-        else:
-            await graph.checkpointer.adelete_thread(name)
-        raise
-    finally:
-        held.discard(name)
+    names = _nodes(graph) if trained else ()
+    for name in trained or ():
+        if name not in names:
+            raise unknown("node", name, names)
+    if thread and graph.checkpointer is None:
+        raise ConfigError("a thread is kept by a checkpointer: graph.compile(checkpointer=...)")
+
+
+@dataclass(slots=True)
+class _Player:
+    """A graph, and who answers it. `held` are the threads that attempts go on with now."""
+
+    graph: Any
+    interrupts: Callable[[Any, Task], Any] | None
+    then: Callable[[State, Task], Any] | None
+    watch: Callable[[Any], object] | None
+    context: Any
+    held: set[str] = field(default_factory=set)
+
+    async def play(self, running: Running, given: Any, settings: Any, task: Task) -> State:
+        """The graph's state at the end of the attempt."""
+        state: State = None
+        try:
+            while given is not None:
+                state = await self._run(given, settings)
+                if waiting := _waiting(state):
+                    given = await self._resume(waiting, task)
+                else:
+                    given = await _value(self.then(state, task)) if self.then else None
+        except (GraphRecursionError, Over):
+            running.reason = running.reason or "max_turns"
+        except Exception as error:
+            running.raise_failure()
+            if isinstance(error, AgentRLError):
+                raise
+            raise AgentError(f"the graph failed: {type(error).__name__}: {error}") from error
+        running.raise_failure()
+        return state
+
+    async def _run(self, given: Any, settings: Any) -> State:
+        """The graph's state at its end, or where it waits."""
+        if self.watch is None:
+            return await self.graph.ainvoke(given, settings, context=self.context)
+        state: State = None
+        waiting: Sequence[Any] = ()
+        loop, modes = asyncio.get_running_loop(), ["updates", "values"]
+        async for mode, data in self.graph.astream(
+            given, settings, context=self.context, stream_mode=modes
+        ):
+            if mode == "values":
+                state = data
+            else:
+                waiting = data.get("__interrupt__", waiting)
+                loop.call_soon(self.watch, data)
+        if not waiting:
+            return state
+        return {**(state if isinstance(state, Mapping) else {}), "__interrupt__": waiting}
+
+    async def _resume(self, waiting: Sequence[Any], task: Task) -> Any:
+        """What the graph goes on with: the answers to what it asked."""
+        if self.interrupts is None:
+            raise ConfigError(
+                f"the graph interrupts ({waiting[0].value!r}) and nobody answers: give "
+                "langgraph(graph, interrupts=...) a function from the value and the task to the "
+                "answer"
+            )
+        answers = {i.id: await _value(self.interrupts(i.value, task)) for i in waiting}
+        return Command(resume=answers)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, name: str, settings: Any) -> AsyncIterator[None]:
+        """A checkpointer's thread while one attempt goes on with it; as it was, where that fails:
+        it is tried again. Raises ConfigError while another attempt has it."""
+        if name in self.held:
+            raise ConfigError(
+                f"two attempts at once would go on with the thread {name!r}: attempt a task once "
+                "(samples=1), and give every task a thread of its own"
+            )
+        self.held.add(name)
+        before = await self.graph.aget_state(settings)
+        try:
+            yield
+        except BaseException:
+            if "checkpoint_id" in before.config["configurable"]:
+                await self.graph.aupdate_state(before.config, None, as_node="__copy__")
+            else:
+                await self.graph.checkpointer.adelete_thread(name)
+            raise
+        finally:
+            self.held.discard(name)
 
 
 def _waiting(state: State) -> Sequence[Any]:
     """What a graph's state says that it was asked."""
     return state.get("__interrupt__", ()) if isinstance(state, Mapping) else ()
-
-
-async def _run(
-    graph: Any, given: Any, settings: Any, watch: Callable[[Any], object] | None
-) -> State:
-    """The graph's state at its end, or where it waits."""
-    if watch is None:
-        return await graph.ainvoke(given, settings)
-    state: State = None
-    waiting: Sequence[Any] = ()
-    loop = asyncio.get_running_loop()
-    async for mode, data in graph.astream(given, settings, stream_mode=["updates", "values"]):
-        if mode == "values":
-            state = data
-        else:
-            waiting = data.get("__interrupt__", waiting)
-            loop.call_soon(watch, data)
-    if not waiting:
-        return state
-    return {**(state if isinstance(state, Mapping) else {}), "__interrupt__": waiting}
-
-
-async def _resume(
-    waiting: Sequence[Any], interrupts: Callable[[Any, Task], Any] | None, task: Task
-) -> Any:
-    if interrupts is None:
-        raise ConfigError(
-            f"the graph interrupts ({waiting[0].value!r}) and nobody answers: give "
-            "langgraph(graph, interrupts=...) a function from the value and the task to the answer"
-        )
-    return Command(resume={i.id: await _value(interrupts(i.value, task)) for i in waiting})
 
 
 async def _finish(

@@ -12,10 +12,12 @@ pytest.importorskip("langgraph", reason="needs the extra 'langgraph'")
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 from pydantic import BaseModel
 
@@ -406,6 +408,24 @@ def test_a_graph_that_pauses_by_itself_is_refused():
     for how in ({"interrupt_before": ["act"]}, {"interrupt_after": ["act"]}):
         with pytest.raises(ConfigError, match="interrupt_before or interrupt_after"):
             langgraph(calling(ChatModel().ainvoke, checkpointer=InMemorySaver(), **how))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_graph_gets_its_context_and_config(watched):
+    model = ChatModel()
+
+    async def act(state: MessagesState, runtime: Runtime, config: RunnableConfig) -> Any:
+        told = f"{runtime.context['mood']}, {config['metadata']['place']}"
+        return {"messages": [await model.ainvoke([*state["messages"], HumanMessage(told)])]}
+
+    graph = StateGraph(MessagesState, context_schema=dict)
+    graph.add_node(act)
+    graph.add_edge(START, "act")
+    options: dict[str, Any] = {"watch": [].append} if watched else {}
+    options |= {"context": {"mood": "Kindly"}, "config": {"metadata": {"place": "here"}}}
+    rollout = langgraph(graph.compile(), **options)
+    _, attempt = one(rollout, lambda text: "42" if "Kindly, here" in text else "no")
+    assert attempt.reward == 1.0
 
 
 @pytest.mark.parametrize("watched", [False, True])
