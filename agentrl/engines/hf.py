@@ -48,8 +48,9 @@ import torch
 from torch import nn
 
 from agentrl.engines import hf_attention, hf_view
-from agentrl.engines.hf_engine import Barrier, Engine, HFStats, Outcome, Request
+from agentrl.engines.hf_engine import Engine, HFStats
 from agentrl.engines.hf_probe import probe
+from agentrl.engines.hf_requests import Barrier, Outcome, Request
 from agentrl.engines.hf_sampling import StopFinder
 from agentrl.engines.hf_slots import SlotCache
 from agentrl.errors import ConfigError, EngineError, unknown

@@ -30,11 +30,14 @@ class Costs:
     """What one attention call costs beside its work, in key positions read."""
     shares: bool
     """A prefix that neighbouring rows have in common is read once."""
+    merges: bool
+    """Of rows that hold the same ids one is computed. On a GPU one row more costs nothing, and
+    copying what it gave does."""
 
 
 def costs(device: torch.device) -> Costs:
     """Few large calls on a GPU; on a CPU as many as save reading."""
-    return Costs(250, True) if device.type == "cpu" else Costs(20_000, False)
+    return Costs(250, True, True) if device.type == "cpu" else Costs(20_000, False, False)
 
 
 SMALL = 1 << 16

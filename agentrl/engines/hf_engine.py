@@ -9,11 +9,9 @@ Axes: N tokens of the step, O output positions, V vocabulary.
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +21,11 @@ from torch import Tensor, nn
 
 from agentrl.engines import hf_device
 from agentrl.engines.hf_attention import Piece, Plan, Run, common_with_next, cut_runs, make_runs
-from agentrl.engines.hf_sampling import Drawn, StopFinder, draw, likeliest, logprobs_of
+from agentrl.engines.hf_requests import Barrier, Outcome, Request
+from agentrl.engines.hf_sampling import Drawn, draw, likeliest, logprobs_of
 from agentrl.engines.hf_slots import SlotCache
 from agentrl.errors import EngineError
-from agentrl.types import Completion, FinishReason, SamplingParams
+from agentrl.types import Completion, FinishReason
 
 _SCORE_ELEMENTS = 1 << 25
 """Logits (positions times vocabulary) that one step computes for scoring at most."""
@@ -49,46 +48,12 @@ class HFStats:
     """Prompt tokens whose keys and values were there already."""
     tokens_copied: int = 0
     """Of these, tokens copied from another row (a shared prefix)."""
+    tokens_merged: int = 0
+    """Tokens taken from another row that held the same ids, and so were not computed."""
     tokens_sampled: int = 0
     tokens_scored: int = 0
     flushes: int = 0
     seconds: float = 0.0
-
-
-Outcome = Completion | list[float] | list[tuple[int, float]] | BaseException
-
-_serials = itertools.count()
-
-
-@dataclass(eq=False)
-class Request:
-    """One call of `sample` (with `params`) or `score` (without); with `top`, of `top`. `done` is
-    called exactly once, in the worker thread, unless the request was cancelled."""
-
-    ids: list[int]
-    params: SamplingParams | None
-    done: Callable[[Outcome], None]
-    stop: StopFinder | None = None
-    cancelled: bool = False
-    top: int = 0
-    slot: int = -1
-    version: int = 0
-
-    def __post_init__(self) -> None:
-        self.serial = next(_serials)
-        self.n_prompt = len(self.ids)
-        self.ids_np = np.asarray(self.ids, dtype=np.int64)
-        self.logprobs: list[float] = []
-        self.sampled_logprobs: list[float] = []
-        self.random = random.Random(self.params.seed) if self.params is not None else None
-
-
-@dataclass(eq=False)
-class Barrier:
-    """Work that needs the engine empty: it runs after all requests that came before it."""
-
-    work: Callable[[], None]
-    done: Callable[[BaseException | None], None]
 
 
 class Engine:
@@ -220,15 +185,44 @@ class Engine:
 
     def _forward(self) -> None:
         decoding, chunks = self._choose()
+        decoding, twins = self._apart(decoding)
         tokens, positions, pieces, outputs = self._pack(decoding, chunks)
         logits_OV = self._run_model(decoding, tokens, positions, pieces, outputs)
         for request in decoding:
             self.cache.computed[request.slot] += 1
+        if twins:
+            slots = [(decoding[i].slot, twin.slot) for twin, i in twins]
+            self.cache.copy_newest(*zip(*slots, strict=True))
+            self.stats.tokens_merged += len(twins)
         for request, n in chunks:
             self.cache.computed[request.slot] += n
             self.stats.tokens_prefilled += n
         self.stats.tokens_computed += len(tokens)
-        self._finish_step(decoding, chunks, logits_OV)
+        self._finish_step(decoding, twins, chunks, logits_OV)
+
+    def _apart(
+        self, decoding: Sequence[Request]
+    ) -> tuple[list[Request], list[tuple[Request, int]]]:
+        """Rows whose ids differ; and of each that holds the same ids as one of these its index
+        there. Answers to one prompt are alike until their first tokens differ, and so long it is
+        enough to compute one of them."""
+        if not (self.prefix_cache and hf_device.costs(self.device).merges):
+            return list(decoding), []
+        own: list[Request] = []
+        twins: list[tuple[Request, int]] = []
+        known: dict[tuple[int, int], list[int]] = {}
+        for request in decoding:
+            n = len(request.ids)
+            ids_T = self.cache.ids_SC[request.slot, :n]
+            alike = known.setdefault((n, request.ids[-1]), [])
+            same = (i for i in alike if np.array_equal(self.cache.ids_SC[own[i].slot, :n], ids_T))
+            found = next(same, None)
+            if found is None:
+                alike.append(len(own))
+                own.append(request)
+            else:
+                twins.append((request, found))
+        return own, twins
 
     def _choose(self) -> tuple[list[Request], list[tuple[Request, int]]]:
         """Who takes part: rows with one pending token, ordered by slot, and pieces of prompts."""
@@ -316,11 +310,14 @@ class Engine:
     def _finish_step(
         self,
         decoding: Sequence[Request],
+        twins: Sequence[tuple[Request, int]],
         chunks: Sequence[tuple[Request, int]],
         logits_OV: Tensor,
     ) -> None:
         """Sample for the rows that are at their end; collect the scores of the others."""
         samplers, rows = list(decoding), list(range(len(decoding)))
+        samplers += [twin for twin, _ in twins]
+        rows += [i for _, i in twins]
         row = len(decoding)
         for request, n in chunks:
             if request.params is None:
@@ -332,7 +329,7 @@ class Engine:
                 row += 1
         if not samplers:
             return
-        picked_BV = logits_OV if len(rows) == logits_OV.shape[0] else logits_OV[rows]
+        picked_BV = logits_OV if rows == [*range(logits_OV.shape[0])] else logits_OV[rows]
         params = [r.params for r in samplers if r.params is not None]
         uniforms = [r.random.random() for r in samplers if r.random is not None]
         drawn_B = draw(picked_BV, params, uniforms)

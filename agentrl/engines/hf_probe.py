@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.engines import hf_view
-from agentrl.engines.hf_engine import Engine, HFStats, Outcome, Request
+from agentrl.engines.hf_engine import Engine, HFStats
+from agentrl.engines.hf_requests import Outcome, Request
 from agentrl.errors import ConfigError
 
 _LENGTHS = (9, 23)

@@ -254,6 +254,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.logprobs_SC[target, :n] = self.logprobs_SC[source, :n]
         self.tokens_copied += n
 
+    def copy_newest(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Give each target row the newest computed token of its source, whose ids are the same."""
+        positions = self.computed[list(sources)] - 1
+        for table in (self._keys, self._values):
+            for whole in table.values():
+                at = torch.as_tensor(positions, device=whole.device)
+                whole[list(targets), :, at] = whole[list(sources), :, at]
+        self.computed[list(targets)] = positions + 1
+
     def _set_ids(self, slot: int, ids_T: np.ndarray) -> None:
         if len(ids_T) > self.ids_SC.shape[1]:
             self._widen(len(ids_T))

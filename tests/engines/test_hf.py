@@ -22,6 +22,7 @@ from agentrl.engines.hf_sampling import StopFinder, draw  # noqa: E402
 from agentrl.engines.models import load_model, load_tokenizer, tiny_model  # noqa: E402
 from agentrl.errors import ConfigError, EngineError  # noqa: E402
 from agentrl.interfaces import Policy  # noqa: E402
+from agentrl.trie import unique_tokens  # noqa: E402
 from agentrl.types import Completion, SamplingParams  # noqa: E402
 
 TOLERANCE = 1e-4  # nats, fp32
@@ -230,6 +231,41 @@ def test_a_group_computes_its_prompt_once() -> None:
     for completion in group:
         plain = plain_logprobs(policy.model, [*ids, *completion.token_ids], 100)
         assert close(completion.logprobs, plain)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0])
+def test_what_answers_begin_with_alike_is_computed_once(temperature: float) -> None:
+    """Rows that hold the same ids are one in the forward pass, and say what each says alone."""
+    ids, policy = prompt(8, 40), make(max_batch=16)
+    params = [SamplingParams(12, temperature, seed=s) for s in range(6)]
+
+    async def work(p: HFPolicy) -> Any:
+        await p.sample(ids, SamplingParams(1))
+        before = p.stats
+        return await asyncio.gather(*(p.sample(ids, one) for one in params)), before, p.stats
+
+    async def alone(p: HFPolicy) -> Any:
+        return [await p.sample(ids, one) for one in params]
+
+    group, before, after = run(policy, work)
+    fed = [[*ids, *c.token_ids[:-1]] for c in group]  # a last token is never fed
+    computed = after.tokens_computed - before.tokens_computed
+    assert computed == unique_tokens(fed) - (len(ids) - 1)
+    assert after.tokens_merged == sum(len(c.token_ids) for c in group) - computed
+    assert after.tokens_merged == 5 * 12 or temperature
+    for one, other in zip(group, run(make(), alone), strict=True):
+        assert one.token_ids == other.token_ids
+        assert close(one.logprobs, other.logprobs)
+        assert close(one.logprobs, plain_logprobs(policy.model, [*ids, *one.token_ids], 40))
+
+
+def test_without_a_prefix_cache_every_row_is_computed() -> None:
+    async def work(p: HFPolicy) -> Any:
+        await asyncio.gather(*(p.sample(prompt(8, 9), SamplingParams(5, 0.0)) for _ in range(3)))
+        return p.stats
+
+    stats = run(make(prefix_cache=False), work)
+    assert (stats.tokens_computed, stats.tokens_merged) == (3 * (9 + 4), 0)
 
 
 def test_options_behind_one_prompt_compute_it_once() -> None:
