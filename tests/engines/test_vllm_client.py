@@ -181,6 +181,15 @@ def test_hanging_up_cancels_in_the_engine():
     with_policy(work)
 
 
+def test_where_nothing_answers_the_error_says_how_to_start_an_engine():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        for place in (url, "unix:/no/such/socket"):
+            with pytest.raises(EngineError, match=f"nothing answers at {place}.*agentrl serve"):
+                asyncio.run(Client(place).connect())
+
+
 def test_closing_ends_what_is_under_way():
     """Nobody waits for an answer that cannot come."""
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,8 +60,13 @@ class Client:
         no connection is left."""
         try:
             facts = await self._ask("GET", "health")
-        except BaseException:
+        except BaseException as error:
             await self._hang_up()
+            if isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                raise EngineError(
+                    f"nothing answers at {self.url}. Start an engine there (agentrl serve MODEL "
+                    "--port N), and wait until it says that it is ready"
+                ) from error
             raise
         if not (isinstance(facts, dict) and facts.keys() >= FACTS):
             await self._hang_up()
@@ -171,7 +177,7 @@ class Server(Client):
             while True:
                 if self.process.poll() is not None:
                     raise EngineError(f"the vLLM server ended by itself. {self.why()}")
-                if os.path.exists(str(self._socket)):
+                if _listens(str(self._socket)):
                     return await self.connect()
                 if time.monotonic() - began > seconds:
                     raise EngineError(f"the vLLM server took over {seconds:g} s. {self.why()}")
@@ -222,6 +228,12 @@ class Server(Client):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
+
+
+def _listens(path: str) -> bool:
+    """Whether somebody listens at a socket: a moment after it is there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def program(model: str, python: str | None, options: Mapping[str, Any], **where: Any) -> list[str]:
