@@ -14,11 +14,8 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agentrl.chat import Chat
 from agentrl.errors import (
@@ -30,13 +27,14 @@ from agentrl.errors import (
     SandboxError,
 )
 from agentrl.interfaces import Env, Episode, OpenEnv, Policy, Rollout, Sandbox
-from agentrl.record import tokens_said
+from agentrl.progress import Report
+from agentrl.progress import progress as shown
 from agentrl.store import Key, TreeStore, key, load
 from agentrl.tree import Cursor, Tree, derive_seed
 from agentrl.types import SamplingParams, StopReason, Task
 
 BREAKER = 8
-"""After this many rollouts, collecting stops if more than half of all failed in our hands."""
+"""After this many rollouts, collecting stops if too many of all failed in our hands."""
 
 
 @dataclass(slots=True)
@@ -52,6 +50,7 @@ class _Run:
     seed: int
     deadline_s: float
     retries: int
+    max_failed: float
     store: TreeStore | None
     trees: dict[Key, Tree] = field(default_factory=dict)
     failed: int = 0
@@ -73,6 +72,7 @@ async def collect(
     concurrency: int = 64,
     deadline_s: float = 600.0,
     retries: int = 2,
+    max_failed: float = 0.5,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     label: str = "rollouts",
@@ -89,12 +89,15 @@ async def collect(
     returns True that task is over. Trees after that one were under way at the time: they are
     stored but not returned, so that what is returned does not depend on who was faster.
 
+    `max_failed` is the share of rollouts that may fail in our hands (each after `retries` more
+    tries) before it gives up, looked at from the eighth on; with 1 it never does.
+
     Raises ConfigError for a number that cannot be, or if `out` was collected with another
-    tokenizer, policy, rollout, seed or sampling, or for other tasks; InfraError if more than half
-    of the rollouts (after the first eight) failed in our hands; StoreFullError on a full disk.
+    tokenizer, policy, rollout, seed or sampling, or for other tasks; InfraError if more than
+    `max_failed` failed in our hands; StoreFullError on a full disk.
     """
     params = params or SamplingParams()
-    _check(n, samples, concurrency, retries, deadline_s, params)
+    _check(n, samples, concurrency, retries, max_failed, deadline_s, params)
     tasks = env.tasks(n) if tasks is None else tasks
     if len({t.id for t in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique")
@@ -102,12 +105,14 @@ async def collect(
         store = stack.enter_context(TreeStore(out)) if out is not None else None
         box = box if box is not None or not env.tools else await _default_box(stack)
         chat = Chat(policy.tokenizer)
-        run = _Run(env, rollout, policy, chat, box, params, seed, deadline_s, retries, store)
+        run = _Run(
+            env, rollout, policy, chat, box, params, seed, deadline_s, retries, max_failed, store
+        )
         if out is not None:
             run.trees = _finished(out, run, tasks)
         todo = _Todo(tasks, samples, run.trees, enough, ahead=concurrency)
         total = None if enough else len(tasks) * samples
-        report = stack.enter_context(_progress(label, total, todo.done(), progress))
+        report = stack.enter_context(shown(label, total, todo.done(), progress))
         try:
             await _run_all(run, todo, report, concurrency)
         except BaseExceptionGroup as errors:
@@ -198,6 +203,7 @@ def _check(
     samples: int,
     concurrency: int,
     retries: int,
+    max_failed: float,
     deadline_s: float,
     params: SamplingParams,
 ) -> None:
@@ -206,6 +212,7 @@ def _check(
         "samples is at least 1": samples >= 1,
         "concurrency is at least 1": concurrency >= 1,
         "retries is at least 0": retries >= 0,
+        "max_failed is a share from 0 to 1": 0 <= max_failed <= 1,
         "deadline_s is above 0": deadline_s > 0,
         "max_tokens is at least 1": params.max_tokens >= 1,
         "temperature is at least 0": params.temperature >= 0,
@@ -256,7 +263,7 @@ def _finished(out: str | os.PathLike[str], run: _Run, tasks: Sequence[Task]) -> 
     return trees
 
 
-async def _run_all(run: _Run, todo: _Todo, report: _Report, concurrency: int) -> None:
+async def _run_all(run: _Run, todo: _Todo, report: Report, concurrency: int) -> None:
     """Make what is to do, at most `concurrency` attempts at once."""
     running = 0
 
@@ -280,8 +287,8 @@ async def _run_all(run: _Run, todo: _Todo, report: _Report, concurrency: int) ->
         start()
 
 
-async def _keep(run: _Run, task: Task, attempt: int, report: _Report) -> None:
-    """Make one attempt and store it. Raises InfraError if most have failed in our hands."""
+async def _keep(run: _Run, task: Task, attempt: int, report: Report) -> None:
+    """Make one attempt and store it. Raises InfraError if too many have failed in our hands."""
     tree = await _attempt(run, task, attempt)
     if run.store is not None:
         run.store.append(tree)
@@ -289,12 +296,21 @@ async def _keep(run: _Run, task: Task, attempt: int, report: _Report) -> None:
     run.done += 1
     run.failed += any(a.error for a in tree.attempts)
     report.finished(tree)
-    if run.done >= BREAKER and run.failed * 2 > run.done:
+    if run.done >= BREAKER and run.failed > run.max_failed * run.done:
         reasons = {a.error for t in run.trees.values() for a in t.attempts if a.error}
         raise InfraError(
             f"{run.failed} of {run.done} rollouts failed in our hands, not the policy's: "
-            f"{'; '.join(sorted(reasons)[:3])}. Finished ones are kept; mend that and resume."
+            f"{'; '.join(sorted(reasons)[:3])}. {_kept(run)} Mend that and run it again (agentrl "
+            f"run: with --resume), or let more fail: max_failed is {run.max_failed:g}, and with 1 "
+            "(agentrl rollout and eval: --max-failed 1) collecting goes on whatever fails."
         )
+
+
+def _kept(run: _Run) -> str:
+    """What becomes of the rollouts that are done."""
+    if run.store is None:
+        return "No folder was given to keep the others in."
+    return f"The others are kept in {run.store.folder}, and are not run again."
 
 
 async def _attempt(run: _Run, task: Task, attempt: int) -> Tree:
@@ -376,41 +392,3 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-class _Report:
-    """The progress bar: how many, how many failed or were cut, tokens a second."""
-
-    def __init__(self, bar: Progress | None, label: str, total: int | None, done: int) -> None:
-        self.bar, self.tokens, self.failed, self.cut = bar, 0, 0, 0
-        self.started = time.perf_counter()
-        self.task = bar.add_task(label, total=total, completed=done, note="") if bar else None
-
-    def finished(self, tree: Tree) -> None:
-        """Count one tree in."""
-        self.tokens += sum(map(tokens_said, tree.nodes))
-        self.failed += any(a.error for a in tree.attempts)
-        self.cut += any(a.truncated for a in tree.attempts)
-        if self.bar is None or self.task is None:
-            return
-        rate = self.tokens / max(time.perf_counter() - self.started, 1e-9)
-        note = f"{rate:.0f} tokens/s"
-        note += f", {self.cut} cut off" if self.cut else ""
-        note += f", {self.failed} failed" if self.failed else ""
-        self.bar.update(self.task, advance=1, note=note)
-
-
-@contextlib.contextmanager
-def _progress(label: str, total: int | None, done: int, shown: bool) -> Iterator[_Report]:
-    if not shown:
-        yield _Report(None, label, total, done)
-        return
-    with Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    ) as bar:
-        yield _Report(bar, label, total, done)

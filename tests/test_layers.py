@@ -27,6 +27,7 @@ LAYERS = [
         "agentrl.rollouts",
         "agentrl.proxy",
         "agentrl.collect",
+        "agentrl.progress",
         "agentrl.checkpoint",
     },
     {"agentrl.select", "agentrl.train", "agentrl.config"},

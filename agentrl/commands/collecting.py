@@ -50,6 +50,13 @@ def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = T
     command.add_argument("--max-tokens", type=int, default=256, help="sampled in one rollout")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--concurrency", type=int, default=64)
+    command.add_argument(
+        "--max-failed",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="give up where more of the rollouts fail in our hands (1: never)",
+    )
     command.add_argument("--out", type=Path, help="folder for the trees; a second run resumes")
     sandbox_options(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -178,6 +185,7 @@ async def collected(options: argparse.Namespace, *, evaluating: bool = False) ->
                 params=SamplingParams(options.max_tokens, options.temperature),
                 seed=options.seed,
                 concurrency=options.concurrency,
+                max_failed=options.max_failed,
                 out=options.out,
                 progress=not options.json,
             )

@@ -136,8 +136,43 @@ def test_trees_of_other_tasks_are_not_taken_for_ones_own(tmp_path, change):
 
 
 def test_most_rollouts_failing_stops_the_collection_with_the_reason():
-    with pytest.raises(InfraError, match="the engine went away"):
-        go(env_of(100), single_turn(), Flaky(10**6), retries=0, concurrency=2)
+    env = env_of(100)
+    with pytest.raises(InfraError, match="the engine went away") as caught:
+        go(env, single_turn(), Flaky(10**6), retries=0, concurrency=2)
+    assert "8 of 8 rollouts failed" in str(caught.value)
+    assert "max_failed is 0.5" in str(caught.value)
+    assert "--max-failed 1" in str(caught.value)
+    assert "No folder was given" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "stops"), [(0.0, 8), (0.5, 8), (0.74, 8), (0.75, 0), (1, 0)]
+)
+def test_how_many_may_fail_is_the_users_choice(tmp_path, max_failed, stops):
+    """Of each four rollouts, the last three fail."""
+
+    async def mostly(cursor, open_env):
+        if int(cursor.tree.task.id[1:]) % 4:
+            raise EngineError("the engine went away")
+        await single_turn()(cursor, open_env)
+
+    def run():
+        how = {"retries": 0, "concurrency": 1, "max_failed": max_failed, "out": tmp_path}
+        return go(env_of(12), mostly, ScriptedPolicy(lambda t: "42"), **how)
+
+    if not stops:
+        trees = run()
+        assert sum(a.error is not None for t in trees for a in t.attempts) == 9
+        return
+    with pytest.raises(InfraError, match=f"6 of {stops} rollouts failed") as caught:
+        run()
+    assert f"The others are kept in {tmp_path}" in str(caught.value)
+    assert len(load(tmp_path)) == stops
+
+
+def test_a_share_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="max_failed is a share from 0 to 1"):
+        go(env_of(1), single_turn(), ScriptedPolicy(lambda t: "42"), max_failed=1.5)
 
 
 def test_a_bug_in_a_rollout_is_raised_and_names_the_task():
