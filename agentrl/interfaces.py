@@ -291,12 +291,35 @@ class Episode(Protocol):
 class Forks(Episode, Protocol):
     """An episode that a search can copy where it stands, instead of playing its calls again.
 
-    Without `fork` the calls are played again in a new episode, so their answers must depend on the
-    task and the calls alone.
+    Without `fork`, and where there is no `save` or it is refused, the calls are played again in a
+    new episode, so their answers must depend on the task and the calls alone.
     """
 
     async def fork(self) -> Episode:
         """An independent episode in the same state. The caller closes it."""
+        ...
+
+
+class Saved(Protocol):
+    """The state of an episode, from which any number of others go on."""
+
+    size: int
+    """The bytes that it holds."""
+
+    async def open(self) -> Episode:
+        """An independent episode in this state, which the caller closes. Raises SnapshotRefused if
+        it cannot be had any more."""
+        ...
+
+
+@runtime_checkable
+class Saves(Episode, Protocol):
+    """An episode with a state that a search can put aside, where that takes more than a copy of
+    plain data: a sandbox session's."""
+
+    async def save(self) -> Saved:
+        """The state that it is in; it goes on. Raises SnapshotRefused where that is not possible,
+        with the reason."""
         ...
 
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
-from agentrl.errors import AgentRLError, ConfigError, EndedByCode, SandboxError, SessionDead
-from agentrl.interfaces import Sandbox, Session
+from agentrl.errors import (
+    AgentRLError,
+    ConfigError,
+    EndedByCode,
+    SandboxError,
+    SessionDead,
+    SnapshotRefused,
+)
+from agentrl.interfaces import Sandbox, Session, Snapshot, Snapshots
 from agentrl.types import ExecResult, Message, Step, Task, ToolCall, ToolSpec
 from envs.grading import Grade
 from sandboxes.feedback import tool_text
@@ -86,6 +96,33 @@ class QuestionEpisode:
             info={"answer": grade.answer, "reason": grade.reason},
         )
 
+    async def save(self) -> SavedQuestion:
+        """The state of its session, if it has one; see `agentrl.interfaces.Saves`. What a subclass
+        adds and changes in steps is shared by the episodes that go on from here: override this.
+
+        Raises SnapshotRefused where the state cannot be carried, EpisodeOver.
+        """
+        self._require_open()
+        session = self._session
+        if session is None:
+            return SavedQuestion(self._with(None), None)
+        if not isinstance(session, Snapshots):
+            raise SnapshotRefused("the sandbox has no snapshots of its sessions")
+        try:
+            return SavedQuestion(self._with(None), await session.snapshot())
+        except SessionDead as error:
+            if not (self._endangered or isinstance(error, EndedByCode)):
+                raise
+            ended = self._with(session)  # the next call finds out, and tells the model
+            ended._endangered = True
+            return SavedQuestion(ended, None)
+
+    def _with(self, session: Session | None) -> Self:
+        """A copy that has a session of its own."""
+        other = copy.copy(self)
+        other._session = session
+        return other
+
     async def close(self) -> None:
         """End the session. Calling it twice is fine."""
         self._over = self._over or "it was closed"
@@ -160,3 +197,22 @@ class QuestionEpisode:
         if session is not None:
             with contextlib.suppress(SessionDead):
                 await session.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedQuestion:
+    """The state of an episode, and what its session begins with if it has a living one."""
+
+    episode: QuestionEpisode
+    start: Snapshot | None
+
+    @property
+    def size(self) -> int:
+        """The bytes that it holds."""
+        return 0 if self.start is None else self.start.size
+
+    async def open(self) -> QuestionEpisode:
+        """An independent episode in this state. Raises SnapshotRefused, SandboxError."""
+        if self.start is None:
+            return self.episode._with(self.episode._session)
+        return self.episode._with(await self.start.session().open())

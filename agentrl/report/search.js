@@ -44,7 +44,7 @@ function searched(found, el) {
   });
   const box = el("div", "searchbox"), scroll = el("div", "scroll");
   let line = "search " + found.strategy + ": " + (states.length + found.left - 1) + " steps, " + found.deepest + " deep; " + found.sampled + " tokens sampled, " + found.unique + " of them different";
-  if (found.calls) line += "; " + found.calls + " calls run, " + found.replayed + " replayed, " + found.forked + " states copied" + (found.lost ? ", " + found.lost + " steps lost" : "");
+  if (found.calls) line += "; " + found.calls + " calls run, " + found.replayed + " replayed, " + found.forked + " states copied" + (found.lost ? ", " + found.lost + " steps lost" : "") + (found.refused ? ", " + found.refused + " states not saved" : "");
   if (found.left) line += "; " + found.left + " steps not drawn";
   scroll.append(svg);
   box.append(scroll, el("div", "caption", line + ". Beside a state: visits \u00b7 value; the chosen path is bold, hollow ones were never visited."));

@@ -47,6 +47,7 @@ def search_view(tree: Tree, decode: Callable[[Sequence[int]], str] | None) -> di
         "replayed": table.replayed,
         "forked": table.forked,
         "lost": table.lost,
+        "refused": sum(table.refused.values()),
     }
 
 

@@ -13,7 +13,8 @@ in it run, as in `tool_loop`), `native` (tool calls in the template's notation; 
 in the next turn) or `turns` (every turn is an action, as in `refine`). A step that closes a call
 ends behind the answer, which really comes from the environment, once; at most `max_calls` times on
 a path (6 with blocks, 16 turns). `restore` says how an environment's state comes back for the next
-step that is taken in it: `fork`, `replay`, or `auto`, which forks where the episode can.
+step that is taken in it: `fork` (copied, or saved and begun in again), `replay`, or `auto`, which
+forks where the episode can, and saves what would take long to replay.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def searching(
             grade = graded.grade if outcome else None
             search = Search(cursor, stage, judging, grade, budget, at_once, where)
             graded.search = search
-            await stage.worlds.keep(search.table.states[0].id, episode)
+            await stage.worlds.keep(search.table, search.table.states[0], episode)
             chosen = await run(search)
             search.table.chosen = chosen.id
             for state in search.table.states:

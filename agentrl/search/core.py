@@ -198,7 +198,7 @@ class Search:
         if acted.turn:
             self._turns[state.id] = draw.cursor
         if not acted.ended:
-            await self.stage.worlds.keep(state.id, draw.answer.episode)
+            await self.stage.keep(self.table, state, draw.answer)
         return state
 
     def _add(self, parent: State, draw: Draw, said: int, acted: Acted | None) -> State:

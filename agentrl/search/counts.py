@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def statistics(trees: Sequence[Tree]) -> dict[str, Any]:
     `sampled_tokens` is what the policy was asked for, what was dropped or looked ahead included;
     `unique_tokens` counts what it sampled once wherever paths begin alike. `calls` ran in the
     environment, `replayed` again to restore a state, `forked` copies did so without a call; `lost`
-    steps had a state that did not come back. `seconds` are those of the iterations.
+    steps had a state that did not come back, `refused` counts those that could not be put aside, by
+    the reason. `seconds` are those of the iterations.
     """
     searched = [t for t in trees if "search" in t.meta]
     if not searched:
@@ -40,6 +42,7 @@ def statistics(trees: Sequence[Tree]) -> dict[str, Any]:
         "deepest": max(chosen, default=None),
         "visits": round(sum(t.states[0].visits for t in tables) / len(tables), 2),
         **sums,
+        "refused": dict(sum((Counter(t.refused) for t in tables), Counter())),
         "sampled_per_unique": round(sums["sampled_tokens"] / max(sums["unique_tokens"], 1), 3),
         "seconds": round(sum(t.seconds for t in tables), 3),
     }

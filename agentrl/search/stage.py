@@ -6,6 +6,7 @@ which episode answers it is the business of `worlds`.
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,11 +42,13 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The environment's answer to `message`, and the episode that stands behind it."""
+    """The environment's answer to `message`, which took `seconds`, and the episode that stands
+    behind it."""
 
     message: Message
     step: Step
     episode: Episode
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -63,9 +66,10 @@ class Stage:
         episode = await self.restored(table, state)
         if episode is None:
             return None
+        began = time.perf_counter()
         step = await episode.step(message)
         table.calls += calls_of(message)
-        return Answer(message, step, episode)
+        return Answer(message, step, episode, time.perf_counter() - began)
 
     async def restored(self, table: Table, state: State) -> Episode | None:
         """An episode that stands in `state`; None, with a warning, if that one is lost."""
@@ -88,6 +92,10 @@ class Stage:
         if acted.ended:
             await self.worlds.end(answer.episode)
         return acted
+
+    async def keep(self, table: Table, state: State, answer: Answer) -> None:
+        """The answer's episode stands in `state` from now on. Raises what `Worlds.keep` raises."""
+        await self.worlds.keep(table, state, answer.episode, answer.seconds)
 
 
 def calls_of(message: Message) -> int:

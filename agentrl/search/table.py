@@ -105,7 +105,8 @@ class Table:
     are carried over when the root moves. `here` counts the iterations since it did, of `wanted`.
     `calls` counts what the environment was asked for steps, once a step; `replayed` what it was
     asked again to restore a state, `forked` the copies made instead, `lost` the steps that were
-    dropped because their state could not be restored.
+    dropped because their state could not be restored. `refused` counts the states that could not be
+    put aside, or not be had again, by the reason given.
     """
 
     states: list[State] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Table:
     replayed: int = 0
     forked: int = 0
     lost: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
     chosen: int | None = None
 
     def add(self, node: int, parent: State | None, **fields: Any) -> State:

@@ -1,9 +1,10 @@
 """The environment's states along a search: forked where that is possible, replayed elsewhere.
 
 The state behind a step is what its path's calls have made of an episode. An episode that has `fork`
-gives a copy of itself; one without is opened anew, and the path's messages are played again. What
-it answers then must be what it answered before: if not, the state is lost, and is never taken for
-the one that the tree shows.
+gives a copy of itself, and one that has `save` a state from which others go on. Elsewhere, and
+where that is refused or costs more than it spares, an episode is opened anew, and the path's
+messages are played again. What it answers then must be what it answered before: if not, the state
+is lost, and is never taken for the one that the tree shows.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, TypeGuard
 
-from agentrl.errors import AgentRLError, ConfigError, InfraError
-from agentrl.interfaces import Episode, Forks, OpenEnv
+from agentrl.errors import AgentRLError, ConfigError, InfraError, SnapshotRefused
+from agentrl.interfaces import Episode, Forks, OpenEnv, Saved, Saves
 from agentrl.search.table import Acted, State, Table
 from agentrl.types import Message, Step
 
@@ -28,6 +30,15 @@ LIVE = 8
 COPIES = 64
 """The same, of episodes that can be forked: they are plain data."""
 
+SAVED_BYTES = 128 << 20
+"""What the saved states of one search hold at most: the one that was not used for longest goes, and
+is replayed when it is needed."""
+
+WORTH_S = 0.05
+"""With `auto`, a state is saved if what its path asked for took so many seconds: playing that again
+costs more than saving and restoring (about 20 ms together)."""
+
+_REASON = 120  # characters of a reason that are counted as one
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
@@ -38,26 +49,38 @@ class Lost(AgentRLError):
 class Worlds:
     """Episodes by the state that they stand in.
 
-    `restore` is `fork` (an episode that cannot is an error), `replay`, or `auto`: fork where the
-    episode can, else replay. An episode that is not forked is handed on: the first step that is
-    taken in a state goes on in it, and only the others replay.
+    `restore` is `fork` (an episode whose state cannot be copied or saved is an error), `replay`, or
+    `auto`: fork where the episode can; save where it can and the path took `WORTH_S`, or a state of
+    this search was lost before; else replay. An episode that is not forked is handed on: the first
+    step that is taken in a state goes on in it, and only the others need the state again.
     """
 
     def __init__(self, open_env: OpenEnv, restore: Restore = "auto") -> None:
         self.open_env, self.restore = open_env, restore
         self._kept: OrderedDict[int, Episode] = OrderedDict()
         self._forking = asyncio.Lock()
+        self._saved: OrderedDict[int, Saved] = OrderedDict()
+        self._took: dict[int, float] = {}  # seconds of the answer that led to a state
+        self._lost = False
 
-    async def keep(self, place: int, episode: Episode) -> None:
-        """`episode` stands in the state with the id `place`; the oldest may be closed for it.
+    async def keep(
+        self, table: Table, state: State, episode: Episode, seconds: float = 0.0
+    ) -> None:
+        """`episode` stands in `state`, to which its last answer led in `seconds`; the oldest may be
+        closed for it.
 
         Raises ConfigError if it is to be forked and cannot.
         """
-        if self.restore == "fork" and not isinstance(episode, Forks):
+        if self.restore == "fork" and not isinstance(episode, Forks | Saves):
             raise ConfigError(
-                f"{type(episode).__name__} has no fork(), which restore='fork' needs; use "
-                "restore='replay' (or 'auto')"
+                f"{type(episode).__name__} has no fork() and no save(), one of which "
+                "restore='fork' needs; use restore='replay' (or 'auto')"
             )
+        self._took[state.id] = seconds
+        await self._save(table, table.acts(state), state.id, episode)
+        await self._hold(state.id, episode)
+
+    async def _hold(self, place: int, episode: Episode) -> None:
         self._kept[place] = episode
         self._kept.move_to_end(place)
         most = COPIES if self._forks(episode) else LIVE
@@ -72,7 +95,8 @@ class Worlds:
             await episode.close()
 
     async def close(self) -> None:
-        """Close every episode that is kept."""
+        """Close every episode that is kept, and forget what was saved."""
+        self._saved.clear()
         while self._kept:
             await self.end(self._kept.popitem()[1])
 
@@ -94,8 +118,10 @@ class Worlds:
         try:
             await self._replay(table, episode, acts[start:])
             if self._forks(episode):
-                await self.keep(place, episode)
+                await self._hold(place, episode)
                 return await self._taken(table, place) or episode
+            if start < len(acts):
+                await self._save(table, acts, place, episode)
         except BaseException:
             await self.end(episode)
             raise
@@ -105,13 +131,58 @@ class Worlds:
         return self.restore != "replay" and isinstance(episode, Forks)
 
     async def _nearest(self, table: Table, acts: Sequence[Acted]) -> tuple[int, Episode | None]:
-        """A copy of the last episode on the way that can be copied, and how many acts it has
-        behind it."""
-        for n in range(len(acts) - 1, 0, -1):
-            if self._forks(self._kept.get(acts[n - 1].state)):
-                episode = await self._taken(table, acts[n - 1].state)
-                return (n, episode) if episode is not None else (0, None)
+        """An episode that stands in the last state on the way that was saved or can be copied, and
+        how many acts it has behind it."""
+        for n in range(len(acts), 0, -1):
+            place = acts[n - 1].state
+            forks = n < len(acts) and self._forks(self._kept.get(place))
+            episode = await (self._taken if forks else self._resumed)(table, place)
+            if episode is not None:
+                return n, episode
         return 0, None
+
+    async def _resumed(self, table: Table, place: int) -> Episode | None:
+        """An episode in the state that was saved at `place`; None if none was, or it is no more."""
+        if place not in self._saved:
+            return None
+        self._saved.move_to_end(place)
+        try:
+            episode = await self._saved[place].open()
+        except SnapshotRefused as refusal:
+            self._saved.pop(place, None)
+            self._count(table, refusal)
+            return None
+        table.forked += 1
+        return episode
+
+    async def _save(
+        self, table: Table, acts: Sequence[Acted], place: int, episode: Episode
+    ) -> None:
+        """Put the episode's state aside if that is wanted and possible."""
+        if self._forks(episode) or not isinstance(episode, Saves) or not self._worth(acts):
+            return
+        try:
+            self._saved[place] = await episode.save()
+        except SnapshotRefused as refusal:
+            if self.restore == "fork":
+                raise ConfigError(
+                    f"a state cannot be saved, which restore='fork' needs: {refusal}. Use "
+                    "restore='auto', which replays where that is so"
+                ) from refusal
+            self._count(table, refusal)
+        while sum(saved.size for saved in self._saved.values()) > SAVED_BYTES:
+            self._saved.popitem(last=False)
+
+    def _worth(self, acts: Sequence[Acted]) -> bool:
+        """Whether a state behind `acts` is to be saved."""
+        took = sum(self._took.get(acted.state, 0.0) for acted in acts)
+        return self.restore == "fork" or (
+            self.restore == "auto" and (self._lost or took >= WORTH_S)
+        )
+
+    def _count(self, table: Table, refusal: SnapshotRefused) -> None:
+        reason = str(refusal)[:_REASON]
+        table.refused[reason] = table.refused.get(reason, 0) + 1
 
     async def _taken(self, table: Table, place: int) -> Episode | None:
         """A copy of the episode kept at `place`, or where there is no copying that one itself."""
@@ -128,8 +199,11 @@ class Worlds:
     async def _replay(self, table: Table, episode: Episode, acts: Sequence[Acted]) -> None:
         for acted in acts:
             table.replayed += max(1, len(acted.message.tool_calls))
+            began = time.perf_counter()
             step = await episode.step(acted.message)
+            self._took[acted.state] = time.perf_counter() - began
             if _told(step.observation) != _told(acted.observation):
+                self._lost = True
                 raise Lost(
                     f"a call answered {_short(step)!r} when it was replayed, and not as before"
                 )

@@ -51,6 +51,7 @@ def test_statistics_count_every_token_once() -> None:
         "replayed": 2,
         "forked": 0,
         "lost": 0,
+        "refused": {},
         "sampled_per_unique": 2.25,
         "seconds": 0,
     }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.engines.scripted import ByteTokenizer
-from agentrl.errors import AgentRLWarning, ConfigError, SandboxError
+from agentrl.errors import AgentRLWarning, ConfigError, SandboxError, SnapshotRefused
 from agentrl.rollouts import make
 from agentrl.search.table import Acted, Table
 from agentrl.search.worlds import Worlds
@@ -209,9 +209,28 @@ class Copied(Diary):
         return Copied(self.told)
 
 
-@settings(max_examples=50, deadline=None)
+class Put(Diary):
+    """Its state can be put aside, and is refused now and then: at the taking, or later."""
+
+    async def save(self):
+        if len(self.told) % 3 == 2:
+            raise SnapshotRefused("it has a thread")
+        return PutAside(list(self.told))
+
+
+class PutAside:
+    def __init__(self, told):
+        self.told, self.size = told, 1 + len(told)
+
+    async def open(self):
+        if self.told and self.told[-1].endswith("5"):
+            raise SnapshotRefused("it is gone")
+        return Put(self.told)
+
+
+@settings(max_examples=75, deadline=None)
 @given(
-    kind=st.sampled_from([Diary, Copied]),
+    kind=st.sampled_from([Diary, Copied, Put]),
     parents=st.lists(st.integers(0, 7), min_size=1, max_size=12),
     visits=st.lists(st.integers(0, 11), max_size=20),
     room=st.integers(1, 4),
@@ -231,7 +250,7 @@ def test_an_episode_stands_where_its_path_leads_whatever_was_closed_meanwhile(
             message = Message("assistant", f"act {n}")
             step = await episode.step(message)
             states.append(table.add(n + 1, parent, acted=Acted(message, step.observation)))
-            await worlds.keep(states[-1].id, episode)
+            await worlds.keep(table, states[-1], episode)
         for n in visits:
             state = states[n % len(states)]
             episode = await worlds.at(table, state)
@@ -245,10 +264,14 @@ def test_an_episode_stands_where_its_path_leads_whatever_was_closed_meanwhile(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agentrl.search.worlds.LIVE", room)
         patch.setattr("agentrl.search.worlds.COPIES", room)
+        patch.setattr("agentrl.search.worlds.SAVED_BYTES", 3 * room)
+        patch.setattr("agentrl.search.worlds.WORTH_S", 0)
         Diary.open_now = 0
         table = asyncio.run(go())
     assert Diary.open_now == 0
-    assert (table.forked > 0) <= (kind is Copied)
+    assert (table.forked > 0) <= (kind is not Diary)
+    assert set(table.refused) <= {"it has a thread", "it is gone"}
+    assert bool(table.refused) <= (kind is Put)
 
 
 def test_the_reference_is_a_function_of_the_task():
