@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import os
 import pkgutil
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -193,19 +195,19 @@ def catalogue(what: str) -> dict[str, str]:
     if what == "rollouts":
         from agentrl.rollouts import ROLLOUTS
 
-        return {name: _first_line(maker) for name, maker in ROLLOUTS.items()}
+        return {name: _first_sentence(maker) for name, maker in ROLLOUTS.items()}
     if what == "recipes":
         from agentrl import recipes
 
-        return {name: recipes.get(name).summary for name in recipes.names()}
+        return {name: recipes.summary(name) for name in recipes.names()}
     if what == "losses":
         from agentrl.losses import LOSSES
 
-        return {name: _first_line(loss) for name, loss in LOSSES.items()}
+        return {name: _first_sentence(loss) for name, loss in LOSSES.items()}
     if what == "credit":
         from agentrl.credit import SCHEMES
 
-        return {name: _first_line(scheme) for name, scheme in SCHEMES.items()}
+        return {name: _first_sentence(scheme) for name, scheme in SCHEMES.items()}
     if what == "claims":
         from agentrl import claims
 
@@ -213,8 +215,12 @@ def catalogue(what: str) -> dict[str, str]:
     from agentrl import select
 
     modules = sorted(m.name for m in pkgutil.iter_modules(select.__path__))
-    return {m: _first_line(importlib.import_module(f"{select.__name__}.{m}")) for m in modules}
+    found: dict[str, Any] = {m: importlib.import_module(f"{select.__name__}.{m}") for m in modules}
+    found["answers"] = found["rewards"].answers
+    return {name: _first_sentence(found[name]) for name in sorted(found)}
 
 
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+def _first_sentence(thing: Any) -> str:
+    """Of a docstring, in one line."""
+    first, *_ = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
+    return re.split(r"(?<=\.)\s", " ".join(first.split()))[0]

@@ -49,7 +49,9 @@ def to_trl(records: Sequence[Record], form: str, chat: Chat | None = None) -> li
     if form not in FORMS:
         raise unknown("format", form, FORMS)
     if chat is None and form not in ("sft", "parquet"):
-        raise ConfigError(f"format {form!r} is text: name the model whose tokenizer made the ids")
+        raise ConfigError(
+            f"format {form!r} is text: name the model whose tokenizer made the ids (--policy MODEL)"
+        )
     made: list[Columns] = []
     for record in records:
         made += FORMS[form](record, chat)
@@ -69,7 +71,9 @@ def from_trl(columns: Mapping[str, Any], chat: Chat | None = None) -> Record:
         weights = [float(i > 0 and label != NO_LOSS) for i, label in enumerate(labels)]
         return Sample(list(columns["input_ids"]), weights)
     if chat is None:
-        raise ConfigError("the rows are text: name the model whose tokenizer is to encode them")
+        raise ConfigError(
+            "the rows are text: name the model whose tokenizer is to encode them (--policy MODEL)"
+        )
     tools = tools_of(columns.get("tools"))
     if "messages" in have:
         return _conversation(chat, columns["messages"], tools)
@@ -132,7 +136,10 @@ def _as_completion(record: Record, chat: Any) -> list[Columns]:
 
 def _as_preference(record: Record, chat: Any) -> list[Columns]:
     if not isinstance(record, Pair):
-        raise DataError(f"a {type(record).__name__} is no pair: only pairs are preferences")
+        raise DataError(
+            f"a {type(record).__name__} is no pair: make pairs of trees by `agentrl select pairs`, "
+            "and export these"
+        )
     sides = record.chosen, record.rejected
     at = min(map(_first_trained, sides))
     if list(sides[0].token_ids[:at]) != list(sides[1].token_ids[:at]):
@@ -279,9 +286,7 @@ def read(path: Path) -> list[Record]:
     """Our own records: a folder of trees, or JSON lines of samples or pairs."""
     if path.is_dir():
         return list(store.load(path))
-    with path.open(encoding="utf-8") as file:
-        pairs = '"chosen"' in file.readline()
-    return list(rows.read_pairs(path) if pairs else rows.read(path))
+    return list(rows.read_pairs(path) if rows.are_pairs(path) else rows.read(path))
 
 
 def write(path: Path, records: Iterable[Record]) -> int:
@@ -303,10 +308,16 @@ def write(path: Path, records: Iterable[Record]) -> int:
     return len(found)
 
 
+OTHER_FILES = (".csv", ".tsv", ".txt", ".json", ".yaml", ".arrow")
+"""What people may take for formats of `save`; each would become the name of a folder."""
+
+
 def save(path: Path, columns: Sequence[Columns]) -> None:
     """Write a dataset: `.parquet` or `.jsonl` is a file, anything else a folder with a parquet
     file, as `datasets.load_dataset` reads it. Raises MissingExtraError without datasets; DataError
-    for columns that fit no table."""
+    for columns that fit no table; ConfigError for the name of another kind of file."""
+    if path.suffix in OTHER_FILES:
+        raise ConfigError(f"{path}: give a folder, or a file that ends in .parquet or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in columns))
@@ -334,12 +345,29 @@ def load(path: Path) -> list[Columns]:
     if (path / "state.json").exists():
         return list(kit.load_from_disk(str(path)))
     if path.suffix in (".json", ".jsonl"):
-        lines = path.read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        return _json_lines(path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no dataset: no parquet file, and nothing saved to disk")
-    return [row for file in files for row in kit.Dataset.from_parquet(str(file))]
+    try:
+        return [row for file in files for row in kit.Dataset.from_parquet(str(file))]
+    except Exception as error:  # pyarrow's and datasets' own, of many kinds
+        raise DataError(f"cannot read {path} as parquet: {error}") from error
+
+
+def _json_lines(path: Path) -> list[Columns]:
+    made = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}); mend it") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a row is an object, one a line")
+        made.append(row)
+    return made
 
 
 def _datasets() -> Any:

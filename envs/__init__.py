@@ -18,7 +18,7 @@ from agentrl.errors import ConfigError, unknown
 from agentrl.interfaces import Env
 from agentrl.options import check, imported
 
-__all__ = ["make", "names", "register"]
+__all__ = ["factory", "make", "names", "register"]
 
 Factory = Callable[..., Env]
 
@@ -91,25 +91,26 @@ def make(name: str, /, **options: Any) -> Env:
     Raises ConfigError for a name, an option or a value of one that does not exist; the message
     lists those that do.
     """
-    factory = _factory(name)
+    made_by = factory(name)
     what = f"environment {name!r}"
-    takes = inspect.signature(factory).parameters
+    takes = inspect.signature(made_by).parameters
     if any(option in options and option not in takes for option in EVERY) and not any(
         p.kind is p.VAR_KEYWORD for p in takes.values()
     ):
         raise ConfigError(f"{what}: every environment takes the options split and seed; add them")
-    checked = check(what, factory, options)
+    checked = check(what, made_by, options)
     try:
-        return factory(**checked)
+        return made_by(**checked)
     except TypeError as error:  # a value of another type, compared or looped over
         raise ConfigError(f"{what}: {error}") from error
 
 
-def _factory(name: str) -> Factory:
+def factory(name: str) -> Factory:
+    """What makes the environment `name`. Raises ConfigError if there is none."""
     if name in _registered:
         return _registered[name][0]
     if ":" not in name and name not in _BUILT_IN:
         raise unknown("environment", name, [*names(), "MODULE:NAME"])
     path = _BUILT_IN[name][0] if name in _BUILT_IN else name
-    factory: Factory = imported(path, f"environment {name!r}")
-    return factory
+    found: Factory = imported(path, f"environment {name!r}")
+    return found

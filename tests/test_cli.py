@@ -17,6 +17,7 @@ import pytest
 
 from agentrl import config, doctor, recipes
 from agentrl.cli import main
+from agentrl.commands.data import SELECTORS
 from agentrl.engines.scripted import ByteTokenizer
 from agentrl.errors import ConfigError
 from agentrl.store import load
@@ -161,6 +162,43 @@ def test_help_has_an_example(capsys, command):
     assert f"agentrl {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (["run", "start"], ["presets: small, smoke, paper", "  epochs=2", "  model=smollm2"]),
+        (["run", "mine.yaml"], []),
+        (
+            ["rollout", "--env", "chains", "--rollout", "mcts"],
+            ["  env.width=0", "  env.kinds=[2+-, 4+-, 6+-*]", "  rollout.judge=self"],
+        ),
+        (["train", "dpo"], ["  betas=[0.9, 0.999]", "  lora=null", "  loss.beta=0.1"]),
+        (["train", "reward"], ["settings of training:"]),
+    ],
+)
+def test_help_lists_the_settings_of_what_is_named(capsys, argv, lines):
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(line in out for line in lines)
+    for name in ("members", "pairs="):  # which training fills in
+        assert f"loss.{name}" not in out
+
+
+def test_help_on_what_there_is_not_says_so(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "strat", "--help"])
+    assert stop.value.code == 2
+    assert "Did you mean 'start'?" in capsys.readouterr().err
+
+
+def test_selectors_of_the_command_are_told_from_those_of_python(capsys):
+    main(["list", "selectors"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(SELECTORS) <= set(lines)
+    assert all(("(from Python)" in line) != (name in SELECTORS) for name, line in lines.items())
+
+
 def test_ctrl_c_keeps_finished_records_and_says_how_to_go_on(tmp_path):
     argv = ["rollout", "--env", "arithmetic", "--policy", "scripted:tests.test_cli:slow"]
     argv += ["-n", "400", "--concurrency", "2", "--out", str(tmp_path / "t")]
@@ -251,7 +289,16 @@ def test_rows_are_selected_by_every_method_with_its_settings(capsys, tmp_path):
         assert f"{n} rows of 6 trees" in capsys.readouterr().out
         assert len(Path(rows).read_text().splitlines()) == n
     assert "ranking" in fails(capsys, "select", "raft", out, rows, "rank=1", "--policy", "scripted")
-    fails(capsys, "select", "raft", out, rows, "keep=many", "--policy", "scripted")
+    scripted = ["--policy", "scripted"]
+    for method, given, says in (
+        ("raft", "keep=many", "raft: keep='many': expected a whole number or null"),
+        ("pairs", "gap=wide", "pairs: gap='wide': expected a number"),
+        ("pairs", "soft=maybe", "pairs: soft='maybe': expected true or false"),
+    ):
+        assert says in fails(capsys, "select", method, out, rows, given, *scripted)
+    assert "is a folder" in fails(capsys, "select", "raft", out, str(tmp_path), *scripted)
+    error = fails(capsys, "train", "dpo", "--data", rows, "--model", "scripted", "--out", out)
+    assert "a preference pair (chosen, rejected) is needed here, a single sample" in error
     fails(capsys, "select", "dart", out, rows, "--greedy", out, "--policy", "scripted")
     assert "trained by LeTI" in fails(capsys, "select", "leti", out, rows, "--policy", "scripted")
 
@@ -330,7 +377,7 @@ def test_a_script_beside_the_user_is_found(tmp_path):
     [
         ["run", "start", "--out", "r"],
         ["train", "sft", "--data", "x", "--out", "y"],
-        ["list", "recipes"],
+        ["list", "losses"],
         ["eval", "--env", "arithmetic"],
     ],
 )

@@ -257,3 +257,23 @@ def test_trl_trains_on_it(tmp_path, form) -> None:
         assert [*row["prompt_ids"], *row["rejected_ids"]] == list(bad.token_ids)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jsonl", "{}\nnot json\n", "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: a row is an object"),
+        ("a.parquet", "not parquet", "a.parquet as parquet"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        exchange.load(tmp_path / name)
+
+
+def test_a_format_that_is_not_written_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.parquet or \.jsonl"):
+        exchange.save(tmp_path / "a.csv", [])
+    assert not (tmp_path / "a.csv").exists()

@@ -15,10 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl import config as settings
-from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+from agentrl.commands.common import (
+    chosen_sandbox,
+    command_of,
+    listed_options,
+    sandbox_options,
+)
 from agentrl.errors import ConfigError, DataError, InfraError, unknown
 from agentrl.interfaces import Sandbox
 from agentrl.types import SamplingParams
+
+YAML = (".yaml", ".yml")
 
 
 @contextlib.asynccontextmanager
@@ -36,13 +43,17 @@ async def _box(options: argparse.Namespace) -> AsyncIterator[Sandbox | None]:
 
 def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = True) -> None:
     """What to attempt, by which policy and how often."""
-    command.add_argument("--env", required=env_required, help="environment, such as arithmetic")
+    command.add_argument(
+        "--env", required=env_required, help="environment, such as arithmetic, or MODULE:NAME"
+    )
     command.add_argument(
         "--policy",
         default="smollm2",
         help="smollm2, a hub id, a path, vllm:M, vllm:M@URL, openai:M@URL, eft:M, scripted:M:F",
     )
-    command.add_argument("--rollout", default="tool_loop", help="see: agentrl list rollouts")
+    command.add_argument(
+        "--rollout", default="tool_loop", help="one of: agentrl list rollouts, or MODULE:NAME"
+    )
     command.add_argument("--split", default="test")
     command.add_argument("-n", type=int, default=16, help="number of tasks")
     command.add_argument("--samples", type=int, default=1, metavar="K", help="attempts a task")
@@ -61,8 +72,28 @@ def sampling_options(command: argparse.ArgumentParser, *, env_required: bool = T
     sandbox_options(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.add_argument(
-        "settings", nargs="*", help="env.KEY=VALUE, rollout.KEY=VALUE, policy.KEY=VALUE"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="env.KEY=VALUE, rollout.KEY=VALUE, policy.KEY=VALUE (listed by: --env E --rollout R "
+        "--help)",
     )
+
+
+def named_options(options: argparse.Namespace) -> str:
+    """The options of the environment and the rollout before `--help`."""
+    import envs
+    from agentrl import rollouts
+
+    found = []
+    if options.env is not None:
+        title = f"options of the environment {options.env}:"
+        found.append(listed_options(title, envs.factory(options.env), "env."))
+    if options.rollout not in (None, "tool_loop"):
+        title = f"options of the rollout {options.rollout}:"
+        found.append(listed_options(title, rollouts.factory(options.rollout), "rollout."))
+    return "\n\n".join(found)
 
 
 def add_run(commands: Any) -> None:
@@ -71,10 +102,17 @@ def add_run(commands: Any) -> None:
         "run",
         "run a whole recipe",
         "agentrl run start n=64 lr=2e-5 --out runs/start",
+        more=_recipe_settings,
     )
     c.add_argument("recipe", help="a recipe's name (agentrl list recipes), or a YAML file with one")
-    c.add_argument("settings", nargs="*", metavar="key=value", help="the recipe's settings")
-    c.add_argument("--preset", help="a named set of settings, such as paper")
+    c.add_argument(
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="the recipe's settings (listed by: agentrl run RECIPE --help)",
+    )
+    c.add_argument("--preset", help="a named set of settings, such as paper or smoke")
     c.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     c.add_argument("--seed", type=int)
     c.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -83,13 +121,24 @@ def add_run(commands: Any) -> None:
     c.set_defaults(run=run_recipe)
 
 
+def _recipe_settings(options: argparse.Namespace) -> str:
+    """Presets and settings of the recipe before `--help`."""
+    from agentrl import recipes
+
+    if options.recipe is None or options.recipe.endswith(YAML):
+        return ""
+    recipe = recipes.get(options.recipe)
+    title = f"settings of {recipe.name} with their defaults (presets: {', '.join(recipe.presets)}):"
+    return listed_options(title, recipe.config)
+
+
 def run_recipe(options: argparse.Namespace) -> int:
     """`agentrl run`."""
     from agentrl import recipes
 
     values = settings.pairs(options.settings)
     name = options.recipe
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML):
         file = settings.read_yaml(name)
         name = file.pop("recipe", None)
         if name is None:
@@ -207,6 +256,7 @@ def add_rollout(commands: Any) -> None:
         "collect trees only",
         "agentrl rollout --env arithmetic --rollout hint_infer rollout.position=start -n 8 "
         "--out runs/trees",
+        more=named_options,
     )
     sampling_options(c)
     c.set_defaults(run=run_rollout)

@@ -3,14 +3,85 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
 
-def command_of(commands: Any, name: str, about: str, example: str) -> argparse.ArgumentParser:
+from agentrl.errors import AgentRLError
+
+
+def command_of(
+    commands: Any,
+    name: str,
+    about: str,
+    example: str,
+    *,
+    more: Callable[[argparse.Namespace], str] | None = None,
+) -> argparse.ArgumentParser:
+    """The parser of a command. `more` is what its help says of the options before `--help`, such as
+    the settings of the recipe named there."""
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about, epilog=f"Example: {example}"
+        name, help=about, description=about, epilog=f"Example: {example}", add_help=False
     )
+    command.add_argument("-h", "--help", action=_Help, more=more, help="show this and exit")
     return command
+
+
+class _Help(argparse.Action):
+    """argparse's own help, and what `more` adds to it."""
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        *,
+        more: Callable[[argparse.Namespace], str] | None,
+        help: str,
+    ) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.more = more
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, options: argparse.Namespace, *rest: Any
+    ) -> None:
+        """Print it and end."""
+        try:
+            added = self.more(options) if self.more else ""
+        except AgentRLError as error:
+            parser.error(str(error))
+        parser.print_help()
+        if added:
+            print(f"\n{added}")
+        parser.exit()
+
+
+def listed_options(title: str, function: Callable[..., Any], prefix: str = "") -> str:
+    """The options of a function, or the fields of a dataclass, with their defaults, a line each."""
+    made: dict[str, Any] = {}
+    if dataclasses.is_dataclass(function):
+        made = {
+            f.name: f.default_factory()
+            for f in dataclasses.fields(function)
+            if f.default_factory is not dataclasses.MISSING
+        }
+    lines = [title]
+    for p in inspect.signature(function).parameters.values():
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            value = made.get(p.name, p.default)
+            lines.append(f"  {prefix}{p.name}={'...' if value is p.empty else _written(value)}")
+    return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line; text where it is nothing that can be."""
+    if callable(value):
+        return "(from Python)"
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def sandbox_options(command: argparse.ArgumentParser) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl import config as settings
-from agentrl.commands.common import command_of
+from agentrl.commands.common import command_of, listed_options
 from agentrl.errors import ConfigError, unknown
+from agentrl.options import types_checked
 
 if TYPE_CHECKING:
     from agentrl.chat import Chat
@@ -60,7 +61,9 @@ def add_select(commands: Any) -> None:
     c.add_argument("method", choices=list(SELECTORS))
     c.add_argument("source", type=Path, metavar="IN", help="a folder of trees")
     c.add_argument("target", type=Path, metavar="OUT", help="JSON lines of rows")
-    c.add_argument("settings", nargs="*", metavar="key=value", help=_selector_settings())
+    c.add_argument(
+        "settings", nargs="*", default=[], metavar="key=value", help=_selector_settings()
+    )
     c.add_argument(
         "--greedy", type=Path, help="hint_rft: greedy trees; keep only what was wrong there"
     )
@@ -83,24 +86,41 @@ def run_select(options: argparse.Namespace) -> int:
     if options.greedy:
         graded = evaluate.final(store.load(options.greedy))
         given["greedy_right"] = {t.task.id: evaluate.right(a) for t, a in graded if a.error is None}
+    given = _typed(options.method, given)
     trees = store.load(options.source)
     made: Any
     made_with = {t.meta.get("tokenizer") for t in trees}
     if options.method != "ledex":  # which encodes a teacher's text for its student
         what = f"the trees in {options.source}"
         _require_tokenizer(made_with, chat.tokenizer, what, options.policy)
-    try:
-        if options.method == "pairs":
-            made, dropped = _paired(trees, chat, given)
-        else:
-            made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
-    except TypeError as error:  # a value of another type, compared
-        raise ConfigError(f"{options.method}: {error}") from error
+    if options.method == "pairs":
+        made, dropped = _paired(trees, chat, given)
+    else:
+        made, dropped = _selected(options.method, evaluate.final(trees), chat, given)
     rows.write(options.target, made)
     print(f"{len(made)} rows of {len(trees)} trees in {options.target}")
     for reason, count in dropped.most_common():
         print(f"dropped {count}: {reason}")
     return 0
+
+
+def _typed(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a selector, each of the type that the function which takes it wants."""
+    from agentrl.select import dart, hint_rft, ledex, leti, pairs, raft, rise, superhf
+
+    takers: dict[str, list[Callable[..., Any]]] = {
+        "hint_rft": [hint_rft.select],
+        "leti": [leti.rows],
+        "ledex": [ledex.pool, ledex.sft_rows],
+        "raft": [raft.select],
+        "superhf": [superhf.select],
+        "dart": [dart.quotas],
+        "pairs": [pairs.select, pairs.Filters],
+        "rise": [rise.select, rise.Selection.samples],
+    }
+    for taker in takers.get(method, ()):
+        given = types_checked(method, taker, given)
+    return given
 
 
 def _selected(
@@ -152,7 +172,7 @@ def _paired(
 
 
 def _selector_settings() -> str:
-    return "; ".join(f"{name}: {', '.join(keys)}" for name, keys in SELECTORS.items())
+    return "; ".join(f"{name}: {', '.join(keys)}" for name, keys in SELECTORS.items() if keys)
 
 
 def _require_tokenizer(made_with: set[Any], tokenizer: Any, what: str, model: str) -> None:
@@ -185,6 +205,7 @@ def add_train(commands: Any) -> None:
         "train only, on rows of samples or of preference pairs",
         "agentrl train dpo --data pairs.jsonl --model smollm2 lr=1e-6 loss.beta=0.05 "
         "--out runs/dpo",
+        more=_training_settings,
     )
     c.add_argument(
         "method",
@@ -195,8 +216,29 @@ def add_train(commands: Any) -> None:
     c.add_argument("--model", default="smollm2")
     c.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the model")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    c.add_argument("settings", nargs="*", metavar="key=value", help="of training; loss.KEY=VALUE")
+    c.add_argument(
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="of training; loss.KEY=VALUE (listed by: agentrl train METHOD --help)",
+    )
     c.set_defaults(run=run_train)
+
+
+def _training_settings(options: argparse.Namespace) -> str:
+    """The settings of training, and the options of the loss before `--help`."""
+    if options.method is None:
+        return ""
+    from agentrl import losses
+    from agentrl.train import TrainConfig
+
+    found = [listed_options("settings of training:", TrainConfig)]
+    if options.method not in ("reward", "preference"):
+        own = losses.options_of(options.method).values()
+        lines = [f"  loss.{p.name}={'...' if p.default is p.empty else p.default}" for p in own]
+        found.append("\n".join([f"options of the loss {options.method}:", *lines]))
+    return "\n\n".join(found)
 
 
 def run_train(options: argparse.Namespace) -> int:

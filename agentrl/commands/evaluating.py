@@ -14,7 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.commands.collecting import collected, keep_settings, print_result, sampling_options
+from agentrl.commands.collecting import (
+    collected,
+    keep_settings,
+    named_options,
+    print_result,
+    sampling_options,
+)
 from agentrl.commands.common import command_of
 from agentrl.errors import AgentRLWarning, ConfigError
 from agentrl.evaluate.turns import SCORE, SCORED_BY
@@ -31,6 +37,7 @@ def add_eval(commands: Any) -> None:
         "accuracy with confidence intervals, turn by turn; or two evaluations compared",
         "agentrl eval --env arithmetic --policy runs/demo/model -n 64 --turns 5 --temperature 1 "
         "--json",
+        more=named_options,
     )
     sampling_options(c, env_required=False)
     c.add_argument(

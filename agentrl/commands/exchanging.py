@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ def add_export(commands: Any) -> None:
     c.set_defaults(run=run_export)
 
 
+def _no_bars() -> None:
+    """No progress bars of `datasets`, unless they are asked for; before it is imported."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
 def run_export(options: argparse.Namespace) -> int:
     """`agentrl export`."""
     from agentrl import exchange
 
+    _no_bars()
     chat = None if options.policy is None else chat_of(options.policy)
     columns = exchange.to_trl(exchange.read(options.source), options.format, chat)
     exchange.save(options.target, columns)
@@ -55,6 +62,7 @@ def run_import(options: argparse.Namespace) -> int:
     """`agentrl import`."""
     from agentrl import exchange
 
+    _no_bars()
     chat = None if options.policy is None else chat_of(options.policy)
     records = [exchange.from_trl(row, chat) for row in exchange.load(options.source)]
     print(f"{exchange.write(options.target, records)} records in {options.target}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrl.commands.building import add_build
 from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+from agentrl.commands.data import SELECTORS
 from agentrl.commands.serving import add_serve
 from agentrl.errors import DataError
 
@@ -82,7 +83,8 @@ def run_list(options: argparse.Namespace) -> int:
     from agentrl import doctor
 
     for name, about in doctor.catalogue(options.what).items():
-        print(f"{name:<16} {about}")
+        python = options.what == "selectors" and name not in SELECTORS
+        print(f"{name:<16} {'(from Python) ' if python else ''}{about}")
     return 0
 
 

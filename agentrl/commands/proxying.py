@@ -32,7 +32,9 @@ def add_proxy(commands: Any) -> None:
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--deadline", type=float, default=600.0, metavar="S", help="of one request")
     c.add_argument("--idle", type=float, default=3600.0, metavar="S", help="a session's life")
-    c.add_argument("settings", nargs="*", metavar="policy.KEY=VALUE", help="the policy's options")
+    c.add_argument(
+        "settings", nargs="*", default=[], metavar="policy.KEY=VALUE", help="the policy's options"
+    )
     c.set_defaults(run=run_proxy)
 
 

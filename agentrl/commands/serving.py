@@ -37,7 +37,11 @@ def add_serve(parts: Any) -> None:
     c.add_argument("--idle", type=float, metavar="S", help="a session's life without its client")
     c.add_argument("--verbose", action="store_true", help="a line for each request")
     c.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="most that a client gets: memory_mb=2048"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="most that a client gets: memory_mb=2048",
     )
     c.set_defaults(run=run_serve)
 
@@ -100,7 +104,9 @@ def add_serve_model(commands: Any) -> None:
     )
     c.add_argument("--port", type=int, default=8600, help="(default: %(default)s)")
     c.add_argument("--python", help="of an environment with vLLM; else AGENTRL_VLLM_PYTHON")
-    c.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="vLLM's engine arguments")
+    c.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="vLLM's engine arguments"
+    )
     c.set_defaults(run=run_serve_model)
 
 

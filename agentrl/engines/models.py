@@ -56,7 +56,7 @@ def load_model(
     source = smollm2_folder() if name == SMOLLM2 else _source(name)
     quantised = {} if bits is None else _in_4_bits(kind, place)
     _refuse_classifier(name, source)
-    with _explained(name, "model"), _no_bars():
+    with _explained(name, "model"), no_bars():
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=kind, local_files_only=_only_local(source), **quantised
         )
@@ -80,7 +80,7 @@ def load_classifier(name: str, dtype: DType = "auto", device: str = "auto") -> A
             "train one with agentrl train reward, or name a sequence or token classifier"
         )
     kind, local = _dtype(dtype, place, name), _only_local(source)
-    with _explained(name, "reward model"), _no_bars():
+    with _explained(name, "reward model"), no_bars():
         load = autos[0](_config(name, source, "reward model")).from_pretrained
         model = load(source, dtype=kind, local_files_only=local)
     return model.to(place).eval()
@@ -274,7 +274,7 @@ def _convert_into(source: Path, folder: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     try:
         log.info("converting %s once, into %s", source.name, folder)
-        with _no_bars():
+        with no_bars():
             _convert(source, part)
         for path in part.iterdir():
             with path.open("rb") as file:
@@ -388,7 +388,7 @@ def _explained(name: str, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """transformers' progress bars off, and as they were afterwards."""
     bars = transformers.utils.logging
     was_on = bars.is_progress_bar_enabled()

@@ -6,10 +6,12 @@ A recipe module has a `Config` dataclass, `PRESETS` (name to settings) and
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agentrl.errors import ConfigError, unknown
@@ -39,8 +41,13 @@ def get(name: str) -> Recipe:
     if name not in names():
         raise unknown("recipe", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
-    first = (module.__doc__ or "").strip().splitlines()[0]
-    return Recipe(name, first, module.Config, module.PRESETS, module.run)
+    return Recipe(name, summary(name), module.Config, module.PRESETS, module.run)
+
+
+def summary(name: str) -> str:
+    """What the recipe is, in a line: read, not imported, as recipes bring torch along."""
+    text = (Path(__file__).parent / f"{name}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
 def sampled_by(values: Mapping[str, Any], model: str) -> dict[str, Any]:

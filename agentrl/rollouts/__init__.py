@@ -47,19 +47,22 @@ ROLLOUTS: dict[str, Callable[..., Rollout]] = {
 def make(name: str, **options: Any) -> Rollout:
     """The rollout called `name`, or of your own as `MODULE:NAME`. Raises ConfigError for an unknown
     name or option, or a value of another type."""
-    if ":" in name:
-        factory = imported(name, f"rollout {name!r}")
-    elif name in ROLLOUTS:
-        factory = ROLLOUTS[name]
-    else:
-        raise unknown("rollout", name, [*ROLLOUTS, "MODULE:NAME"])
     what = f"rollout {name!r}"
-    checked = check(what, factory, options)
+    checked = check(what, factory(name), options)
     for option, value in checked.items():
         if isinstance(value, int) and value < 0:
             raise ConfigError(f"{what}: {option} is a whole number from 0, not {value!r}")
-    made: Rollout = factory(**checked)
-    return made
+    return factory(name)(**checked)
+
+
+def factory(name: str) -> Callable[..., Rollout]:
+    """What makes the rollout called `name`. Raises ConfigError if there is none."""
+    if ":" in name:
+        found: Callable[..., Rollout] = imported(name, f"rollout {name!r}")
+        return found
+    if name not in ROLLOUTS:
+        raise unknown("rollout", name, [*ROLLOUTS, "MODULE:NAME"])
+    return ROLLOUTS[name]
 
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "best_first",
     "best_of_n",
     "external",
+    "factory",
     "hint_infer",
     "itool",
     "leti",

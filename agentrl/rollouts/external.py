@@ -36,7 +36,7 @@ def external(
     max_tokens: int | None = None,
     fixed: bool = True,
 ) -> Rollout:
-    """The rollout that an agent outside is.
+    """An agent of your own is the rollout: a command in any language, or a function.
 
     `agent` is a command (no shell; a list, or a text that is split as a shell would), which reads
     its task as JSON from its input (`task`, `messages`); or a function of a `Link`, asynchronous or

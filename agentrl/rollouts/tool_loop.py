@@ -18,7 +18,9 @@ def tool_loop(
     max_turns: int = 16,
     max_tokens: int | None = None,
 ) -> Rollout:
-    """`blocks`: closed python blocks run and their output follows in the same turn.
+    """Use the environment's tools until there is an answer.
+
+    `blocks`: closed python blocks run and their output follows in the same turn.
     `native`: the environment's tools stand in the chat template, the policy calls them in the
     template's notation, and the answers come as tool messages, up to `max_turns` turns.
 

@@ -121,8 +121,10 @@ def write(path: str | os.PathLike[str], rows: Sequence[Sample] | Sequence[Pair])
 
     A sample has `token_ids`, `weights`, `meta` and those of `advantages`, `logprobs` and
     `ref_logprobs` that it has; a pair has `chosen`, `rejected` (and `gold`) of that form, `margin`
-    and `meta`.
+    and `meta`. Raises DataError if the path is a folder.
     """
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder; name a file in it, such as rows.jsonl")
     lines = [pair_row(row) if isinstance(row, Pair) else sample_row(row) for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
@@ -130,12 +132,12 @@ def write(path: str | os.PathLike[str], rows: Sequence[Sample] | Sequence[Pair])
 
 def read(path: str | os.PathLike[str]) -> list[Sample]:
     """The samples that `write` wrote. Raises DataError naming file and line for a broken one."""
-    return _read(path, sample_of)
+    return _read(path, sample_of, "token_ids", "a sample (token_ids, weights)")
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """The pairs that `write` wrote. Raises DataError naming file and line for a broken one."""
-    return _read(path, pair_of)
+    return _read(path, pair_of, "chosen", "a preference pair (chosen, rejected)")
 
 
 def are_pairs(path: str | os.PathLike[str]) -> bool:
@@ -173,17 +175,41 @@ def pair_of(row: dict[str, Any]) -> Pair:
     return Pair(chosen, rejected, row["margin"], row["meta"], gold)
 
 
-def _read(path: str | os.PathLike[str], make: Callable[[dict[str, Any]], T]) -> list[T]:
+def _read(
+    path: str | os.PathLike[str], make: Callable[[dict[str, Any]], T], key: str, wanted: str
+) -> list[T]:
+    """The rows of a file, each with `key`; `wanted` is how a message calls them."""
     made: list[T] = []
     try:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
                 try:
-                    made.append(make(json.loads(line)))
-                except (ValueError, KeyError, TypeError) as error:
+                    row = json.loads(line)
+                    if not isinstance(row, dict) or key not in row:
+                        raise DataError(f"{where}: {wanted} is needed here, {_kind(row)} is there")
+                    made.append(make(row))
+                except DataError:
+                    raise
+                except KeyError as error:
+                    raise DataError(f"{where}: a row without the field {error}; add it") from error
+                except (ValueError, TypeError) as error:
                     raise DataError(
-                        f"{path}, line {number}: not a training row ({error!r}); mend or remove it"
+                        f"{where}: not a training row ({error}); mend or remove it"
                     ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     return made
+
+
+def _kind(row: Any) -> str:
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__}"
+    if "chosen" in row:
+        return "a preference pair (for a loss of pairs such as dpo)"
+    if "tree" in row:
+        return "a tree (make rows of it by `agentrl select`)"
+    if "token_ids" in row:
+        return "a single sample (for a loss of samples such as sft)"
+    fields = ", ".join(map(str, row)) or "none"
+    return f"a row with the fields {fields} (`agentrl import` reads TRL's formats)"

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from agentrl.checkpoint import atomic_dir, disk_full_means
+from agentrl.engines.models import no_bars
 from agentrl.errors import ConfigError
 from agentrl.train.adapter import routes_rows
 
@@ -45,7 +46,7 @@ def export(
             )
     out = Path(out_dir)
     cure = "Free some space or choose a folder on another disk, then export again."
-    with disk_full_means(out, cure), atomic_dir(out) as temporary:
+    with disk_full_means(out, cure), atomic_dir(out) as temporary, no_bars():
         if hasattr(bare, "initial_adapter") and not merge:
             _save_difference(bare, temporary)
         else:

@@ -202,8 +202,8 @@ def _begin(store: Checkpoints, metrics: MetricsLog, resume: bool) -> tuple[int, 
     have = store.steps()
     if not resume and (have or metrics.path.exists()):
         raise ConfigError(
-            f"{metrics.path.parent} holds an earlier run. Use resume=True to go on with it, or "
-            "another folder"
+            f"{metrics.path.parent} holds an earlier run. Go on with it by resume=True "
+            "(--resume), or give another folder"
         )
     start = have[-1] if have else 0
     return start, metrics.truncate(start)
