@@ -94,6 +94,17 @@ class HFPolicy:
         prefix_cache: bool = True,
         check: bool = True,
     ) -> None:
+        self._options: dict[str, Any] = {
+            "max_batch": max_batch,
+            "cache_slots": cache_slots,
+            "max_context": max_context,
+            "step_tokens": step_tokens,
+            "kv_memory_gb": kv_memory_gb,
+            "threads": threads,
+            "onednn": onednn,
+            "prefix_cache": prefix_cache,
+            "check": check,
+        }
         if max_batch < 1 or step_tokens < 1:
             raise ConfigError(f"max_batch={max_batch}, step_tokens={step_tokens}: at least 1 each")
         config = getattr(model, "config", None)
@@ -237,10 +248,11 @@ class HFPolicy:
                 self._engine.version = version
 
     async def over(self, model: nn.Module) -> HFPolicy:
-        """Close this policy; one over another model (trained, or with an adapter), a version on."""
+        """Close this policy; one over another model (trained, or with an adapter), a version on and
+        with the same options."""
         version = self.version
         await self.close()
-        policy = HFPolicy(model, self.tokenizer, name=self.name)
+        policy = HFPolicy(model, self.tokenizer, name=self.name, **self._options)
         policy.refresh(version=version + 1)
         return policy
 

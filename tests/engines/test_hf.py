@@ -773,6 +773,19 @@ def test_close_is_final_and_can_be_repeated() -> None:
     asyncio.run(work())
 
 
+def test_a_policy_over_another_model_keeps_the_options() -> None:
+    async def work(policy: HFPolicy) -> HFPolicy:
+        policy.refresh()
+        return await policy.over(policy.model)
+
+    options = {"max_context": 99, "max_batch": 3, "kv_memory_gb": 0.25, "prefix_cache": False}
+    other = run(make(name="tiny", **options), work)
+    engine = other._engine
+    assert (other.name, other.version, other.max_context) == ("tiny", 2, 99)
+    assert (engine.max_batch, engine.cache.budget_bytes, engine.prefix_cache) == (3, 1 << 28, False)
+    asyncio.run(other.close())
+
+
 def test_models_that_do_not_fit_are_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig
 
