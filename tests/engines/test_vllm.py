@@ -336,7 +336,7 @@ if __name__ == "__main__":
     asyncio.run(engine.close())
     print("good")
 """
-    from agentrl.engines.models import smollm2_folder
+    from agentrl.engines.smollm2 import smollm2_folder
 
     python = os.environ["AGENTRL_VLLM_PYTHON"]
     root = str(Path(__file__).parent.parent.parent)

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentrl.chat import HFTokenizer
 from agentrl.engines import models
+from agentrl.engines.smollm2 import SMOLLM2, smollm2_folder
 from agentrl.engines.vllm import PYTHON, sync
 from agentrl.engines.vllm.mirrored import MirroredPolicy
 from agentrl.engines.vllm.policy import Engine, VLLMPolicy
@@ -82,7 +83,7 @@ def split(name: str) -> tuple[str, str]:
 
 def source(model: str) -> str:
     """The folder or hub id that vLLM loads."""
-    return str(models.smollm2_folder()) if model == models.SMOLLM2 else model
+    return str(smollm2_folder()) if model == SMOLLM2 else model
 
 
 def _other(model: str, facts: Mapping[str, Any]) -> str:
