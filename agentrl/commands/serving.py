@@ -102,7 +102,7 @@ def add_serve_model(commands: Any) -> None:
         help="address to listen on (default: %(default)s); beyond this machine, requests need the "
         "token in AGENTRL_TOKEN",
     )
-    c.add_argument("--port", type=int, default=8600, help="(default: %(default)s)")
+    c.add_argument("--port", type=int, default=8600, help="0: any (default: %(default)s)")
     c.add_argument("--python", help="of an environment with vLLM; else AGENTRL_VLLM_PYTHON")
     c.add_argument(
         "settings", nargs="*", default=[], metavar="KEY=VALUE", help="vLLM's engine arguments"

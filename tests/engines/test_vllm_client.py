@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import math
 import os
 import signal
@@ -575,6 +576,25 @@ def test_a_server_that_still_starts_ends_with_its_parent_at_once(fake_python):
         server.stdin.close()
         assert server.wait(10) == -signal.SIGKILL
     assert not os.path.exists(folder)
+
+
+def test_a_server_at_a_port_says_when_it_is_ready_and_ends_when_it_is_told_to(fake_python):
+    command = [fake_python, str(PROGRAM), "fake", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["ready"]
+
+        async def go() -> float:
+            client = Client(url)
+            await client.connect()
+            (score,) = await client.score([1, 2])
+            await client.close()
+            return score
+
+        assert url.startswith("http://127.0.0.1:")
+        assert asyncio.run(go()) == -0.5
+        server.terminate()
+        assert server.wait(20) == 0
 
 
 def test_a_port_that_is_taken_is_said_before_an_engine_starts(fake_python):

@@ -34,6 +34,8 @@ from aiohttp import web
 
 Answer = Callable[[dict[str, Any]], Awaitable[Any]]
 LOCAL = ("127.0.0.1", "::1", "localhost")
+CLOSING_S = 5.0
+"""How long requests under way have when the server is told to end."""
 
 
 def application(core: Any, token: str = "") -> web.Application:
@@ -96,12 +98,14 @@ async def serve(options: argparse.Namespace) -> None:
     started.set()
     # a handler is cancelled when its client hangs up
     runner = web.AppRunner(
-        application(core, os.environ.get("AGENTRL_TOKEN", "")), handler_cancellation=True
+        application(core, os.environ.get("AGENTRL_TOKEN", "")),
+        handler_cancellation=True,
+        shutdown_timeout=CLOSING_S,
     )
     await runner.setup()
     site = web.UnixSite(runner, options.socket) if port is None else web.SockSite(runner, port)
     await site.start()
-    where = options.socket or f"http://{options.host}:{options.port}"
+    where = options.socket if port is None else f"http://{options.host}:{port.getsockname()[1]}"
     print(json.dumps({"ready": where, **core.facts()}), flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
