@@ -35,8 +35,8 @@ SAVED_BYTES = 128 << 20
 is replayed when it is needed."""
 
 WORTH_S = 0.05
-"""With `auto`, a state is saved if what its path asked for took so many seconds: playing that again
-costs more than saving and restoring (about 20 ms together)."""
+"""With `auto`, a state is saved if what its path asked for took so many seconds, and twice what the
+last one took to save: to play that again costs more than to save it and have it again."""
 
 _REASON = 120  # characters of a reason that are counted as one
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -50,9 +50,9 @@ class Worlds:
     """Episodes by the state that they stand in.
 
     `restore` is `fork` (an episode whose state cannot be copied or saved is an error), `replay`, or
-    `auto`: fork where the episode can; save where it can and the path took `WORTH_S`, or a state of
-    this search was lost before; else replay. An episode that is not forked is handed on: the first
-    step that is taken in a state goes on in it, and only the others need the state again.
+    `auto`: fork where the episode can; save where it can and that is worth it (`WORTH_S`), or a
+    state of this search was lost before; else replay. An episode that is not forked is handed on:
+    the first step from a state goes on in it, and only the others need the state again.
     """
 
     def __init__(self, open_env: OpenEnv, restore: Restore = "auto") -> None:
@@ -61,6 +61,7 @@ class Worlds:
         self._forking = asyncio.Lock()
         self._saved: OrderedDict[int, Saved] = OrderedDict()
         self._took: dict[int, float] = {}  # seconds of the answer that led to a state
+        self._cost = 0.0  # seconds that the last state took to save
         self._lost = False
 
     async def keep(
@@ -161,8 +162,10 @@ class Worlds:
         """Put the episode's state aside if that is wanted and possible."""
         if self._forks(episode) or not isinstance(episode, Saves) or not self._worth(acts):
             return
+        began = time.perf_counter()
         try:
             self._saved[place] = await episode.save()
+            self._cost = time.perf_counter() - began
         except SnapshotRefused as refusal:
             if self.restore == "fork":
                 raise ConfigError(
@@ -175,10 +178,13 @@ class Worlds:
 
     def _worth(self, acts: Sequence[Acted]) -> bool:
         """Whether a state behind `acts` is to be saved."""
+        if self.restore != "auto":
+            return self.restore == "fork"
         took = sum(self._took.get(acted.state, 0.0) for acted in acts)
-        return self.restore == "fork" or (
-            self.restore == "auto" and (self._lost or took >= WORTH_S)
-        )
+        worth = self._lost or took >= max(WORTH_S, 2 * self._cost)
+        if not worth:
+            self._cost /= 2  # so that one that was slow by chance is not the last
+        return worth
 
     def _count(self, table: Table, refusal: SnapshotRefused) -> None:
         reason = str(refusal)[:_REASON]

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, get_args
 
 from agentrl.errors import SandboxError
-from agentrl.interfaces import Capabilities, Sandbox, Session
+from agentrl.interfaces import Capabilities, Sandbox, Session, Snapshots
 from agentrl.testing.common import raises, require
 from agentrl.types import ExecResult, ExecStatus
 
@@ -28,6 +28,8 @@ def check_sandbox(box: AbstractAsyncContextManager[Sandbox], *, timeout: float =
             require(await raises(session.run("1"), SandboxError), "a closed session ran code")
             await session.close()
             await _check_apart(opened)
+            if opened.capabilities.snapshots:
+                await _check_snapshots(opened)
             await _check_timeout(opened, timeout)
             await _check_death(opened)
             await _check_program(opened)
@@ -93,6 +95,23 @@ async def _check_apart(box: Sandbox) -> None:
         require(result.value == "[False, False, False]", "two sessions share names or files")
         both = await asyncio.gather(_cell(one, "1 + 1"), _cell(two, "2 + 2"))
         require([r.value for r in both] == ["2", "4"], "results of two sessions are mixed up")
+
+
+async def _check_snapshots(box: Sandbox) -> None:
+    async with box.session() as session:
+        has = isinstance(session, Snapshots)
+        require(has, "capabilities promise snapshots, and sessions have none")
+        assert isinstance(session, Snapshots)
+        await _cell(session, "n = iter(range(9)); next(n); open('f', 'w').write('kept')")
+        state = await session.snapshot()
+        after = "next(n), open('f').read()"
+        require(
+            (await _cell(session, after)).value == "(1, 'kept')", "a snapshot changed a session"
+        )
+    for _ in range(2):
+        async with state.session() as other:
+            value = (await _cell(other, after)).value
+            require(value == "(1, 'kept')", f"a session in a snapshot's state gave {value!r}")
 
 
 async def _check_timeout(box: Sandbox, timeout: float) -> None:

@@ -58,7 +58,9 @@ def limits_from_wire(body: Any) -> Limits:
 
 def capabilities_to_wire(capabilities: Capabilities) -> dict[str, Any]:
     """Capabilities as a JSON object."""
-    return dataclasses.asdict(capabilities)
+    body = dataclasses.asdict(capabilities)
+    del body["snapshots"]  # states of sessions do not travel
+    return body
 
 
 def capabilities_from_wire(body: Mapping[str, Any]) -> Capabilities:

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from abuse_cells import CELLS, cell
 from hypothesis import given, settings
@@ -598,6 +601,36 @@ def test_what_does_not_answer_is_refused_in_time(
                 await waiting.session().open()
 
     go(work())
+
+
+HOST = """
+import asyncio, sandboxes
+async def main():
+    box = await sandboxes.open("embedded", spares=1, isolation="namespaces")
+    session = await box.session().open()
+    await session.run("x = bytes(range(256)) * (8 << 12)")
+    print(box._supply.zygotes[box.profile]._process.pid, flush=True)
+    async def restore():
+        while True:
+            async with (await session.snapshot()).session() as other:
+                await other.run("1")
+    await asyncio.gather(*(restore() for _ in range(3)))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("delay", [0.25, 0.4])
+def test_a_host_killed_halfway_leaves_nothing(wide: EmbeddedSandbox, delay: float) -> None:
+    host = subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True)
+    assert host.stdout is not None
+    jail = psutil.Process(int(host.stdout.readline()))
+    time.sleep(delay)
+    jailed = [jail, *jail.children(recursive=True)]
+    host.kill()
+    host.wait(10)
+    host.stdout.close()
+    _, alive = psutil.wait_procs(jailed, timeout=5)
+    assert not alive
 
 
 AREAS = st.lists(

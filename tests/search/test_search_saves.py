@@ -12,8 +12,10 @@ import sandboxes
 from agentrl.errors import AgentRLWarning, ConfigError, IsolationError, SnapshotRefused
 from agentrl.interfaces import Saves
 from agentrl.search import statistics
-from agentrl.types import Message, ToolCall
-from envs.base import STATE_LOST, QuestionEpisode
+from agentrl.search.table import Acted, Table
+from agentrl.search.worlds import Worlds
+from agentrl.types import Message, Step, ToolCall
+from envs.base import STATE_LOST, QuestionEpisode, SavedQuestion
 from envs.grading import grade_task
 from tests.fakes import task
 from tests.search.tool_toys import check_states, in_a_sandbox, table_of
@@ -75,6 +77,44 @@ def test_auto_replays_what_is_cheap_and_saves_what_is_not(
     assert table_of(cheap).forked == table_of(dear).replayed == 0
     assert table_of(cheap).replayed > 0
     assert table_of(dear).forked > 0
+
+
+def test_auto_saves_what_took_longer_than_saving_does() -> None:
+    class Slow:
+        """Takes 20 ms to answer, and `cost` seconds to save."""
+
+        tools = ()
+
+        def __init__(self, cost: float) -> None:
+            self.cost, self.saved = cost, 0
+
+        async def reset(self) -> tuple[Message, ...]:
+            return ()
+
+        async def step(self, message: Message) -> Step:
+            return Step((Message("user", "done"),))
+
+        async def close(self) -> None:
+            pass
+
+        async def save(self) -> Any:
+            self.saved += 1
+            await asyncio.sleep(self.cost)
+            return SavedQuestion(None, None)  # type: ignore[arg-type]
+
+    async def saves(cost: float, took: list[float]) -> int:
+        table, episode = Table(), Slow(cost)
+        worlds = Worlds(lambda: None)  # type: ignore[arg-type, return-value]
+        state = table.add(0, None)
+        for n, seconds in enumerate(took):
+            acted = Acted(Message("assistant", ""), ())
+            state = table.add(n + 1, state, acted=acted)
+            await worlds.keep(table, state, episode, seconds)
+        return episode.saved
+
+    assert asyncio.run(saves(0.0, [0.01] * 4)) == 0
+    assert asyncio.run(saves(0.0, [0.04, 0.02, 0.0, 0.0])) == 3
+    assert asyncio.run(saves(0.05, [0.06, 0.0, 0.0])) == 2  # the second is passed over
 
 
 def test_what_has_no_room_is_replayed(
