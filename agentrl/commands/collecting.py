@@ -288,7 +288,8 @@ def run_rollout(options: argparse.Namespace) -> int:
 def print_result(result: dict[str, Any]) -> None:
     """Accuracy by kind, tool calls, truncations and failures."""
     table = Table("", "accuracy", "95 % interval", "n")
-    for name, row in {"all": result, **result["by_kind"]}.items():
+    kinds = {} if list(result["by_kind"]) == [""] else result["by_kind"]  # tasks without kinds
+    for name, row in {"all": result, **kinds}.items():
         low, high = row["ci95"]
         share = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         table.add_row(name, share, f"{low:.1%} to {high:.1%}", str(row["n"]))
