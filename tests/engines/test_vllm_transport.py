@@ -11,6 +11,7 @@ import errno
 import functools
 import json
 import os
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -146,6 +147,30 @@ def test_a_trainer_that_is_gone_is_noticed_by_who_receives():
 
     with pytest.raises(RuntimeError, match=r"closed|reset"):
         asyncio.run(go())
+
+
+def test_an_engine_that_refuses_ends_the_senders_wait():
+    """Its thread would otherwise hold a port until the deadline."""
+
+    class Refusing(Workers):
+        async def update(self, source: dict[str, Any], seconds: float) -> int:
+            raise RuntimeError("no such weight")
+
+    with pytest.raises(RuntimeError, match="no such weight"):
+        asyncio.run(sync.send(Refusing(), WEIGHTS, via="gloo", seconds=60))
+    until = time.monotonic() + 20
+    while any(t.name == "agentrl-weights" for t in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_how_many_came_is_said():
+    store = distributed.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
+    )
+    store.set("agentrl/here/2", "")
+    with pytest.raises(TimeoutError, match="1 of 2 workers came"):
+        transport.join("gloo", store, 0, 3, "cpu", timedelta(seconds=0.05))
 
 
 def test_nobody_to_meet_ends_at_the_deadline():

@@ -129,8 +129,10 @@ async def _by_group(engine: Any, weights: Mapping[str, Any], via: Via, seconds: 
     size = 1 + int(engine.facts()["workers"])
     place: Any = next(iter(weights.values())).device if via == "nccl" else "cpu"
 
+    given_up = threading.Event()
+
     def send() -> None:
-        group = transport.join(via, store, 0, size, place, limit)
+        group = transport.join(via, store, 0, size, place, limit, given_up.is_set)
         for tensor in weights.values():
             transport.broadcast(group, tensor.detach().to(place).contiguous(), until)
 
@@ -152,6 +154,7 @@ async def _by_group(engine: Any, weights: Mapping[str, Any], via: Via, seconds: 
         if taking.done():
             return int(taking.result())
     finally:
+        given_up.set()
         taking.cancel()
         if not sending.cancel():
             sending.exception()  # seen

@@ -29,6 +29,7 @@ Spec = tuple[str, str, list[int]]
 """Name, dtype, shape."""
 ALIGNED = 64
 """bytes"""
+POLL_S = 0.005
 
 
 def receive(source: dict[str, Any], rank: int, device: Any, seconds: float) -> Weights:
@@ -106,16 +107,47 @@ def meet(kind: str, address: str, rank: int, size: int, device: Any, seconds: fl
     return within(seconds, f"meeting {size} processes at {address}", work)
 
 
-def join(kind: str, store: Any, rank: int, size: int, device: Any, limit: timedelta) -> Any:
-    """The group, after a first round in which every member counts itself."""
+def join(
+    kind: str,
+    store: Any,
+    rank: int,
+    size: int,
+    device: Any,
+    limit: timedelta,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Any:
+    """The group, after a first round in which every member counts itself.
+
+    Rank 0 waits until the others have said in the store that they come, or it is `given_up`: a wait
+    inside of torch could not be ended.
+    """
     import torch
 
+    if rank:
+        store.set(_here(rank), "")
+    else:
+        _await_others(store, size, limit.total_seconds(), given_up)
     group = _group(kind, store, rank, size, limit)
     count = torch.ones(1, device=device)
     group.allreduce([count]).wait(limit)
     if int(count) != size:
         raise RuntimeError(f"{int(count)} processes answered, {size} were expected")
     return group
+
+
+def _here(rank: int) -> str:
+    return f"agentrl/here/{rank}"
+
+
+def _await_others(store: Any, size: int, seconds: float, given_up: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    waiting = [_here(rank) for rank in range(1, size)]
+    while waiting := [key for key in waiting if not store.check([key])]:
+        if given_up():
+            raise RuntimeError("given up")
+        if time.monotonic() > until:
+            raise TimeoutError(f"{size - 1 - len(waiting)} of {size - 1} workers came")
+        time.sleep(POLL_S)
 
 
 def _group(kind: str, store: Any, rank: int, size: int, limit: timedelta) -> Any:
