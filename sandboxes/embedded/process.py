@@ -91,13 +91,13 @@ def give(traced: Traced, handle: Handle, fresh: Fresh, state: State) -> None:
     with traced as process:
         outside.compare(outside.traits(handle), fresh.traits)
         _lay_out(process, state.layout)
+        _place(process, state, outside.place(handle))  # before the pages: it writes to the stack
         private = [a for a in state.layout.areas if a.mode[3] == "p"]
         runs = memory.own_pages(process, private, len(state.pages) + (MOST_MB << 20) // PAGE)
         pages, _ = memory.contents(process, runs, state.pages)
         for page in _surplus(runs, pages, state.pages):
             del pages[page]
             process.call(_MADVISE, page, PAGE, _DONTNEED)
-        _place(process, state, outside.place(handle))
         for start, data in memory.writes(state.pages, pages):
             process.write(start, data)
         process.set_floats(state.floats)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrl.errors import SandboxError, SnapshotRefused
-from sandboxes.embedded import trace
+from sandboxes.embedded import outside, trace
 from sandboxes.embedded.arguments import close_all, memfd
 from sandboxes.embedded.channels import Claim, Gone
 from sandboxes.embedded.handle import Handle
@@ -58,14 +58,14 @@ def unfit(zygote: Zygote) -> str | None:
 
 
 async def possible(handle: Handle) -> bool:
-    """Whether states of sessions like this one can be carried, by trying to stop it."""
+    """Whether states of sessions like this one can be carried, by stopping it and looking."""
     if unfit(handle.zygote) is not None:
         return False
     traced = handle.traced(kill=True)
 
     def stop() -> None:
         with traced:
-            pass
+            outside.alone(handle)
 
     try:
         await _in_thread(stop)
