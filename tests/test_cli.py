@@ -85,6 +85,8 @@ def fails(capsys, *argv: str) -> str:
         (["eval", "--env", "arithmetic", *POLICY, "-n", "-3"], "n is at least 0"),
         (["eval", "--env", "arithmetic", *POLICY, "--temperature", "-1"], "temperature is"),
         (["eval", "--env", "arithmetic", *BROKEN, "-n", "2"], "all 2 rollouts failed"),
+        (["eval", "--env", "arithmetic", "--policy", "openi:m"], "Did you mean 'openai'?"),
+        (["reproduce"], "name a claim"),
         (["report", "nothing"], "nothing"),
         (["sandbox", "run", "nothing.py"], "cannot read nothing.py"),
         (["run", "binary.yaml"], "binary.yaml is not UTF-8"),
@@ -183,6 +185,13 @@ def test_help_lists_the_settings_of_what_is_named(capsys, argv, lines):
     assert all(line in out for line in lines)
     for name in ("members", "pairs="):  # which training fills in
         assert f"loss.{name}" not in out
+
+
+@pytest.mark.parametrize("command", ["proxy --out x", "view x", "serve m", "sandbox serve"])
+def test_a_port_that_cannot_be_is_refused(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--port", "99999"])
+    assert "ports 1 to 65535" in capsys.readouterr().err
 
 
 def test_help_on_what_there_is_not_says_so(capsys):

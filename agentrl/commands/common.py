@@ -84,6 +84,14 @@ def _written(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def port(text: str) -> int:
+    """The type of `--port`."""
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"there are ports 1 to 65535, and 0 for any, not {text}")
+    return number
+
+
 def sandbox_options(command: argparse.ArgumentParser) -> None:
     """Where the policy's code runs."""
     command.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl import config as settings
-from agentrl.commands.common import command_of
+from agentrl.commands.common import command_of, port
 from agentrl.errors import ConfigError
 from agentrl.types import SamplingParams
 
@@ -24,7 +24,7 @@ def add_proxy(commands: Any) -> None:
     c.add_argument("--policy", default="smollm2", help="as in agentrl rollout")
     c.add_argument("--out", type=Path, required=True, help="folder for the trees")
     c.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    c.add_argument("--port", type=int, default=8500, help="0: any (default: %(default)s)")
+    c.add_argument("--port", type=port, default=8500, help="0: any (default: %(default)s)")
     c.add_argument("--max-tokens", type=int, default=1024, help="most in one reply")
     c.add_argument(
         "--temperature", type=float, help="whatever requests say (default: theirs, else 1)"

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.commands.common import command_of
+from agentrl.errors import ConfigError
 
 
 def add_reproduce(commands: Any) -> None:
@@ -19,7 +20,8 @@ def add_reproduce(commands: Any) -> None:
         "show a paper's claim on a tiny model, with intervals over seeds",
         "agentrl reproduce score --seeds 5",
     )
-    c.add_argument("claim", help="a claim's name (agentrl list claims), or all")
+    c.add_argument("claim", nargs="?", help="a claim's name, or all")
+    c.add_argument("--list", action="store_true", help="the claims there are, a line each")
     c.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1")
     c.add_argument("--jobs", type=int, default=1, metavar="J", help="seeds at once, a core each")
     c.add_argument("--out", type=Path, default=Path("runs/claims"), help="where results are kept")
@@ -34,6 +36,12 @@ def run_reproduce(options: argparse.Namespace) -> int:
     from agentrl.config import update_section
     from agentrl.reproduce import markdown, reproduce, show
 
+    if options.list:
+        for name in claims.names():
+            print(f"{name:<16} {claims.get(name).says}")
+        return 0
+    if options.claim is None:
+        raise ConfigError("reproduce: name a claim (agentrl reproduce --list), or all")
     for name in claims.names() if options.claim == "all" else [options.claim]:
         made = reproduce(
             name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl import config as settings
-from agentrl.commands.common import chosen_sandbox, command_of, sandbox_options
+from agentrl.commands.common import chosen_sandbox, command_of, port, sandbox_options
 from agentrl.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def add_serve(parts: Any) -> None:
     c.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
-    c.add_argument("--port", type=int, default=8400, help="0: any (default: %(default)s)")
+    c.add_argument("--port", type=port, default=8400, help="0: any (default: %(default)s)")
     sandbox_options(c)
     c.add_argument("--profile", default="bare", help="packages that sessions have imported")
     c.add_argument(
@@ -102,7 +102,7 @@ def add_serve_model(commands: Any) -> None:
         help="address to listen on (default: %(default)s); beyond this machine, requests need the "
         "token in AGENTRL_TOKEN",
     )
-    c.add_argument("--port", type=int, default=8600, help="0: any (default: %(default)s)")
+    c.add_argument("--port", type=port, default=8600, help="0: any (default: %(default)s)")
     c.add_argument("--python", help="of an environment with vLLM; else AGENTRL_VLLM_PYTHON")
     c.add_argument(
         "settings", nargs="*", default=[], metavar="KEY=VALUE", help="vLLM's engine arguments"

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from agentrl.commands.common import command_of
+from agentrl.commands.common import command_of, port
 from agentrl.errors import AgentRLError, ConfigError
 
 HOST = "127.0.0.1"
@@ -24,7 +24,7 @@ def add_view(commands: Any) -> None:
         "agentrl view runs/demo --port 8080",
     )
     c.add_argument("folder", type=Path, metavar="DIR")
-    c.add_argument("--port", type=int, default=0, help="on this machine only (default: any)")
+    c.add_argument("--port", type=port, default=0, help="on this machine only (default: any)")
     c.set_defaults(run=run_view)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ def load_policy(name: str, **options: Any) -> Any:
     if kind == "openai":
         _check_options(endpoint_policy, options, name, hidden=())
         return endpoint_policy(rest, **options)
+    if rest and kind not in ("vllm", "eft") and "/" not in kind and not os.path.exists(name):
+        raise unknown("kind of policy", kind, ("scripted", "openai", "vllm", "eft"))
     try:
         import torch  # noqa: F401
     except ImportError:
