@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agentrl import losses
 from agentrl.recipes._online import mean
 from agentrl.recipes._phases import Settings, adapted, stop_if_cancelled, training
 from agentrl.train import Objective, Reference, Row, Trainer
-from agentrl.train.schedule import plan_steps
+from agentrl.train.plan import planned
 from agentrl.train.setup import seed_all
-from agentrl.train.step import of_logprobs
 from agentrl.tree import derive_seed
 from agentrl.types import Pair
 
@@ -53,31 +51,16 @@ def steps(
     against the reference), with the number of `pairs` and `updates`. Raises DataError for pairs
     that the loss cannot use.
     """
-    units = goal.units(pairs)
-    size = len(units[0])
-    samples = [s for unit in units for s in unit]
-    plan = replace(trainer.config, seed=derive_seed(trainer.config.seed, number))
-    chosen = [c for _, c in plan_steps([sum(len(s.token_ids) for s in u) for u in units], plan)]
-    members = [[u * size + k for u in c for k in range(size)] for c in chosen]
+    seed = derive_seed(trainer.config.seed, number)
+    plan = planned(goal, pairs, replace(trainer.config, seed=seed))
     if not trainer.settled:  # one layout for the whole run
-        trainer.settle(samples, members)
+        trainer.settle(plan.samples, plan.members)
     if goal.needs_reference:
-        samples = trainer.referenced(samples, reference)
+        plan.samples = trainer.referenced(plan.samples, reference)
     rows: list[Row] = []
     with trainer.training():
-        for units_of_step, of_step in zip(chosen, members, strict=True):
-            picked = [samples[i] for i in of_step]
-            bound = goal.of_step(picked, [pairs[u] for u in units_of_step])
-            rows.append(
-                trainer.step(
-                    picked,
-                    of_logprobs(bound),
-                    goal.denominator(picked, len(units_of_step)),
-                    lr=lr,
-                    number=number,
-                    groups=losses.groups_of(picked, size),
-                )
-            )
+        for step in range(len(plan.chosen)):
+            rows.append(plan.take(trainer, step, lr=lr, number=number))
             stop_if_cancelled(rows[-1])
     means = {name: mean([row[name] for row in rows]) for name in rows[0]}
     return means | {"updates": len(rows), "pairs": len(pairs)}

@@ -29,9 +29,10 @@ from agentrl.checkpoint import Checkpoints, MetricsLog, frozen_digest
 from agentrl.errors import ConfigError
 from agentrl.logprob import read_head
 from agentrl.train.adapter import adapt
-from agentrl.train.objective import Goal, grouped, objective
+from agentrl.train.objective import Goal, objective
+from agentrl.train.plan import Plan, planned
 from agentrl.train.reference import Reference
-from agentrl.train.schedule import TrainConfig, due, learning_rate, plan_steps
+from agentrl.train.schedule import TrainConfig, due, learning_rate
 from agentrl.train.setup import context, seed_all
 from agentrl.train.step import Trainer
 from agentrl.train.sums import Row
@@ -105,25 +106,19 @@ def train(
     it reaches the weights; StoreFullError if the disk is full (earlier checkpoints are safe).
     """
     began, config = time.perf_counter(), config or TrainConfig()
-    goal = objective(loss)
-    units = goal.units(data)
-    pairs = [one for one in data if isinstance(one, Pair)]
-    samples = [s for unit in units for s in unit]
-    places = grouped(units)
+    plan = planned(objective(loss), data, config)
     seed_all(config.seed)
-    model = adapt(model, config.lora, samples) if config.lora is not None else model
-    check_samples(samples, len(read_head(model).weight_VD), context(model))
+    model = adapt(model, config.lora, plan.samples) if config.lora is not None else model
+    check_samples(plan.samples, len(read_head(model).weight_VD), context(model))
     trainer = Trainer(model, config, value_head)
     saved = model if value_head is None else trainer.scorer
-    steps = plan_steps([sum(len(s.token_ids) for s in unit) for unit in units], config)
-    members = [[i for u in chosen for i in places[u]] for _, chosen in steps]
-    frozen = frozen_digest(model)
-    trainer.settle(samples, members)
-    fingerprint = _fingerprint(trainer, samples, goal, pairs, len(steps), frozen)
+    steps, frozen = len(plan.chosen), frozen_digest(model)
+    trainer.settle(plan.samples, plan.members)
+    fingerprint = _fingerprint(trainer, plan, frozen)
     ranks = trainer.ranks
     ranks.agree(fingerprint)
-    if goal.needs_reference and any(s.ref_logprobs is None for s in samples):
-        samples = trainer.referenced(samples, reference)
+    if plan.goal.needs_reference and any(s.ref_logprobs is None for s in plan.samples):
+        plan.samples = trainer.referenced(plan.samples, reference)
     if not ranks.main:  # dropout differs from one process to the next
         seed_all(config.seed + ranks.rank)
     rows: list[Row] = []
@@ -138,59 +133,42 @@ def train(
                 store.load(start, saved, trainer.optimizer, fingerprint)
         stack.enter_context(trainer.training())
         show = stack.enter_context(
-            _display(len(steps), start, config.log_every, progress and ranks.main)
+            _display(steps, start, config.log_every, progress and ranks.main)
         )
-        for step in range(start, len(steps)):
-            epoch, chosen = steps[step]
-            picked = [samples[i] for i in members[step]]
-            part = goal.part(picked, [pairs[u] for u in chosen] if pairs else [])
-            row = {"step": step + 1, "epoch": epoch, "lr": learning_rate(step, len(steps), config)}
-            row |= trainer.step(
-                picked,
-                part,
-                goal.denominator(picked, len(chosen)),
-                lr=row["lr"],
-                number=step + 1,
-                groups=grouped(units[u] for u in chosen),
-                names=members[step],
-            )
+        for step in range(start, steps):
+            lr = learning_rate(step, steps, config)
+            row = {"step": step + 1, "epoch": plan.chosen[step][0], "lr": lr}
+            row |= plan.take(trainer, step, lr=lr, number=step + 1)
             rows.append(row)
             for callback in callbacks:
                 callback(row)
             if store is not None:
                 ranks.on_main(functools.partial(metrics.append, row))
-                if due(step + 1, len(steps), config.save_every):
+                if due(step + 1, steps, config.save_every):
                     metrics.flush()
                     store.save(step + 1, saved, trainer.optimizer, fingerprint)
             show(row)
     model, took = trainer.trained(), time.perf_counter() - began
-    return TrainResult(model, rows, len(steps), trainer.layout, trainer.dtype, took)
+    return TrainResult(model, rows, steps, trainer.layout, trainer.dtype, took)
 
 
-def _fingerprint(
-    trainer: Trainer,
-    samples: Sequence[Sample],
-    goal: Goal,
-    pairs: Sequence[Pair],
-    steps: int,
-    frozen: str,
-) -> dict[str, Any]:
+def _fingerprint(trainer: Trainer, plan: Plan, frozen: str) -> dict[str, Any]:
     """What must be the same for a resumed run to go on as if it had not been interrupted."""
     config, digest = trainer.config, hashlib.sha256()
-    for sample in samples:
+    for sample in plan.samples:
         digest.update(array("q", sample.token_ids).tobytes())
         for values in (sample.weights, sample.advantages, sample.logprobs, sample.ref_logprobs):
             digest.update(b"-" if values is None else array("d", values).tobytes())
-    for pair in pairs:
+    for pair in plan.pairs:
         digest.update(array("d", [pair.margin]).tobytes())
     free = ("log_every", "save_every", "keep", "epochs", "layout", "dtype")
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in free}
     settings["lora"] = None if config.lora is None else dict(config.lora)
     return settings | {
-        "loss": goal.described,
+        "loss": plan.goal.described,
         "layout": trainer.layout,
         "dtype": trainer.dtype,
-        "steps": steps,
+        "steps": len(plan.chosen),
         "samples": digest.hexdigest()[:16],
         "frozen": frozen,
         "processes": trainer.ranks.size,

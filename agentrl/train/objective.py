@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, overload
 
@@ -117,7 +117,7 @@ class Objective:
         return of_logprobs(self.of_step(samples, pairs))
 
 
-def grouped(units: Iterable[Sequence[Sample]]) -> list[list[int]]:
+def grouped(units: Iterable[Sized]) -> list[list[int]]:
     """The indices of each unit's samples, where these stand one after the other."""
     groups: list[list[int]] = []
     for unit in units:
