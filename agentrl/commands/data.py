@@ -214,7 +214,7 @@ def add_train(commands: Any) -> None:
     )
     c.add_argument("--data", type=Path, required=True, help="JSON lines of rows")
     c.add_argument("--model", default="smollm2")
-    c.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the model")
+    c.add_argument("--out", type=Path, required=True, help="folder for what is made")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     c.add_argument(
         "settings",
@@ -272,7 +272,7 @@ def run_train(options: argparse.Namespace) -> int:
             data,
             goal,
             config,
-            out_dir=options.out / "checkpoints",
+            out_dir=options.out,
             resume=options.resume,
             progress=True,
         )
@@ -296,8 +296,8 @@ def _train_reward(options: argparse.Namespace, config: TrainConfig, tokenizer: A
     data = read(options.data)
     _require_tokenizer(_makers(data), tokenizer, f"the rows in {options.data}", options.model)
     with joined() as ranks:
-        model, folder = load_model(options.model, dtype="float32"), options.out / "checkpoints"
-        result = train_reward(model, data, config, folder, options.resume)
+        model = load_model(options.model, dtype="float32")
+        result = train_reward(model, data, config, options.out, options.resume)
         if ranks.main:
             card = result.facts("reward model", f"{len(data)} rows of {options.data.name}")
             export_reward(result.model, options.out / "model", tokenizer, card)

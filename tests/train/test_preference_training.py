@@ -248,7 +248,7 @@ def test_the_command_trains_on_pairs(tmp_path, monkeypatch) -> None:
     argv = ["train", "dpo", "--data", str(tmp_path / "pairs.jsonl"), "--model", "tiny"]
     settings = ["loss.beta=0.5", "max_steps=2", "batch_size=2", "lr=1e-3"]
     assert main([*argv, *settings, "--out", str(tmp_path / "out")]) == 0
-    lines = (tmp_path / "out/checkpoints/metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert {"accuracy", "margin", "chosen_change", "rejected_change"} <= json.loads(lines[0]).keys()
     assert main([*argv, "loss.betta=1", "--out", str(tmp_path / "other")]) == 2
