@@ -241,6 +241,21 @@ def test_rains_first_tokens_are_the_ten_likeliest_asked_for_once():
     assert table.tokens >= 10
 
 
+def test_rain_commits_after_exactly_t_min_plus_one_visits(monkeypatch):
+    """The spec's stub: a judge that always says +1."""
+
+    async def good(task, text):
+        return 1.0
+
+    kept, move = [], Table.move
+    monkeypatch.setattr(
+        Table, "move", lambda table, state: (kept.append(state.full), move(table, state))
+    )
+    searched("rain", Ranked(), judge=ByValue(good), t_min=6, v_t=0.8)
+    assert kept[0] == 7
+    assert min(kept) >= 7
+
+
 def test_rain_widens_by_the_next_likeliest():
     async def bad(task, text):
         return -1.0
