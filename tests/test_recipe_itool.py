@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_a_run_that_is_stopped_in_a_round_goes_on_there(tmp_path, monkeypatch):
     assert whole["selection"] == {"demonstrations": 9, "dropped": {}}
     first, second = whole["training"]["warmup"]
     assert first["difficulty"][1] <= second["difficulty"][0], "from easy to hard"
-    assert first["samples"] + second["samples"] == 9
+    assert (first["samples"], second["samples"]) == (4, 9), "the second level beside the first"
     rounds = whole["training"]["rounds"]
     assert [r["tasks"] for r in rounds] == [2, 2]
     assert all(r["with_calls"] == 2 for r in rounds)
@@ -103,6 +104,32 @@ def test_a_run_that_is_stopped_in_a_round_goes_on_there(tmp_path, monkeypatch):
     assert [r["selection"] for r in again["training"]["rounds"]] == [r["selection"] for r in rounds]
 
 
+class Heard:
+    """Phases that note what would be trained on."""
+
+    def __init__(self):
+        self.trained = []
+
+    async def fine_tune(self, name, policy, rows, **changes):
+        self.trained.append((name, "".join(rows)))
+        return policy, {"samples": len(rows)}
+
+
+@pytest.mark.parametrize(
+    ("cumulative", "stages"), [(True, ["a", "ab", "abc"]), (False, ["a", "b", "c"])]
+)
+def test_a_level_is_trained_beside_those_before_it_or_alone(cumulative, stages):
+    task = env("train").tasks(1)[0]
+    calls = {"c": "f(), f(), f()", "a": "f()", "b": "f(), f()"}
+    turns = [f"{MARKS[0]}[{made}]{MARKS[1]}" for made in calls.values()]
+    kept = [(SimpleNamespace(task=replace(task, data={"reference": t})), None) for t in turns]
+    shown = SimpleNamespace(kept=kept, rows=lambda: list(calls))
+    phases, policy = Heard(), SimpleNamespace(tokenizer=CharTokenizer(MARKS))
+    config = replace(SMALL, levels=3, cumulative=cumulative)
+    asyncio.run(itool.warm_up(phases, config, policy, shown))
+    assert phases.trained == [(f"level_{i}", rows) for i, rows in enumerate(stages, start=1)]
+
+
 class Unplayable:
     """Tasks whose right turn is not right."""
 
@@ -112,14 +139,14 @@ class Unplayable:
         self.env, self.data = env("train"), data
 
     def tasks(self, n=None):
-        return [dataclasses.replace(t, data=t.data | self.data) for t in self.env.tasks(n)]
+        return [replace(t, data=t.data | self.data) for t in self.env.tasks(n)]
 
     def open(self, task, box):
         return self.env.open(task, box)
 
 
 def test_right_turns_that_are_not_right_are_refused(tmp_path):
-    config = dataclasses.replace(SMALL, n=3, eval_n=0)
+    config = replace(SMALL, n=3, eval_n=0)
     with pytest.raises(DataError, match="is right when it is played"):
         learn(tmp_path / "a", config, train_env=Unplayable({"reference": "nothing"}))
     with pytest.raises(ConfigError, match="no reference answer"):
@@ -139,11 +166,11 @@ def test_right_turns_that_are_not_right_are_refused(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused_at_once(changes, message):
     with pytest.raises(ConfigError, match=message):
-        itool.check(dataclasses.replace(SMALL, **changes))
+        itool.check(replace(SMALL, **changes))
 
 
 def test_the_loss_is_the_one_that_the_settings_name():
-    simpo, dpo = itool.preference(SMALL), itool.preference(dataclasses.replace(SMALL, loss="dpo"))
+    simpo, dpo = itool.preference(SMALL), itool.preference(replace(SMALL, loss="dpo"))
     assert (simpo.keywords, dpo.keywords) == ({"beta": 2.5, "gamma": 0.5}, {"beta": 2.5})
 
 

@@ -3,7 +3,7 @@
 arXiv 2501.09766. Read `learn` from top to bottom:
 
     demonstrate   the right turn of each task, played in the environment; wrong ones are left out
-    warm-up       SFT on them, level by level of difficulty
+    warm-up       SFT on them, level by level of difficulty, each beside those before it
     each round    the tasks whose right turn surprises the model most
                   a search over fragments of calls in each, graded against the right turn
                   pairs of fragments that start in the same place; a preference loss on them
@@ -39,10 +39,10 @@ from agentrl.types import Pair, Task
 
 @dataclass(frozen=True)
 class Config:
-    """What can be set. `warmup_*` are of the SFT (epochs: of each of the `levels`), `lr`, `epochs`
-    and `batch_size` of the preferences. A round searches the `share` of tasks of highest
-    perplexity, at most `max_perplexity` (0: any), with the options of the rollout `itool`, and
-    trains on `max_pairs` at most. `gamma` is SimPO's alone."""
+    """What can be set. `warmup_*` are of the SFT (epochs: of each of the `levels`, `cumulative`
+    with those below it), `lr`, `epochs` and `batch_size` of the preferences. A round searches the
+    `share` of tasks of highest perplexity, at most `max_perplexity` (0: any), with the options of
+    the rollout `itool`, and trains on `max_pairs` at most. `gamma` is SimPO's alone."""
 
     model: str = "smollm2"
     env: str = "functions"
@@ -53,6 +53,7 @@ class Config:
     eval_n: int = 100
     seed: int = 0
     levels: int = 3
+    cumulative: bool = True
     warmup_lr: float = 1e-4
     warmup_epochs: int = 1
     rounds: int = 3
@@ -87,6 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "meta-llama/Llama-3.1-8B-Instruct",
         "n": 11300,
         "eval_n": 1000,
+        "cumulative": False,
         "judge": "grades",
         "max_tokens": 512,
         "lr": 1e-6,
@@ -202,15 +204,17 @@ async def demonstrations(
 async def warm_up(
     phases: Phases, config: Config, policy: Any, shown: Selection
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """SFT on one level after the other; the policy and the facts of each stage."""
+    """SFT on one level after the other, `cumulative` with the levels before it, which would be
+    forgotten in part; the policy and the facts of each stage."""
     chat, rows = Chat(policy.tokenizer), shown.rows()
     hard = [_difficulty(tree.task, chat) for tree, _ in shown.kept]
-    facts = []
+    facts, seen = [], list[int]()
     for number, level in enumerate(itool.levels(hard, config.levels), start=1):
+        seen = seen + level if config.cumulative else level
         policy, trained = await phases.fine_tune(
             f"level_{number}",
             policy,
-            [rows[i] for i in level],
+            [rows[i] for i in seen],
             lr=config.warmup_lr,
             epochs=config.warmup_epochs,
             lora=None,
