@@ -2,26 +2,36 @@
 
 `restored_ms`: from asking for a session in a state to its next cell's result, beside a fresh
 session in which the cells that made the state are replayed. `taken_ms`: taking it from a session,
-beside running the cells that made it.
+beside running the cells that made it. `search_s`: a tree search whose first call computes for a
+while, its states saved, beside replayed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import envs
 import sandboxes
+from agentrl.collect import collect
+from agentrl.engines import ScriptedPolicy
 from agentrl.interfaces import Session
+from agentrl.rollouts import make
+from agentrl.search import statistics
+from agentrl.types import SamplingParams
 from benchmarks import harness
 from benchmarks.harness import WALL, Options, Row, alternate, rows
 
 PACKAGES = ("agentrl",)
 SPARES = 2
+PARAMS = SamplingParams(max_tokens=4000, temperature=1.0)
 CHEAP = "n = n + 1 if 'n' in dir() else 1"
 COMPUTE = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
 PREFIXES: dict[str, tuple[str, ...]] = {
@@ -131,7 +141,54 @@ def _measured(runner: asyncio.Runner, case: Case, name: str, options: Options) -
     ]
 
 
-CASES = {"restored_ms": measured}
+def _player() -> ScriptedPolicy:
+    """Computes for a while, then looks at what it has in several ways."""
+    said = itertools.count()
+
+    def say(text: str) -> str:
+        outputs = text.rpartition("assistant")[2].count("```output")
+        n = next(said)
+        calls = (f"{COMPUTE}\nx = {n % 2}", f"y = x + {n % 3}; print(y)", f"print(x * {n % 5})")
+        return f"```python\n{calls[outputs]}\n```\n" if outputs < len(calls) else f"It is {n % 7}."
+
+    return ScriptedPolicy(say)
+
+
+def searched(options: Options) -> list[Row]:
+    """Seconds of one search."""
+    ran: dict[str, str] = {}
+    env = envs.make("arithmetic", split="train", seed=0)
+    search = {"unit": "call", "tools": "blocks", "step_tokens": 400, "outcome": True, "judge": None}
+    more = {"iterations": 4, "b1": 3, "b2": 3}
+    with asyncio.Runner() as runner:
+        box = runner.run(_opened())
+
+        def side(restore: str) -> float:
+            rollout = make("mcts", **search, **more, restore=restore)
+            began = WALL()
+            grown = collect(
+                env, rollout, _player(), params=PARAMS, box=box, n=1, retries=0, progress=False
+            )
+            found = statistics(runner.run(grown))
+            took = WALL() - began
+            cost = (
+                f"{found['calls']} calls, {found['replayed']} replayed, {found['forked']} restored"
+            )
+            ran[restore] = f"{restore}: {cost}"
+            return took
+
+        sides = {restore: partial(side, restore) for restore in ("auto", "fork", "replay")}
+        found = alternate("a search", "s", sides, options.rounds(3))
+        runner.run(box.close())
+    note = "; ".join(ran.values())
+    replay = {"replay": found["replay"]}
+    return [
+        *rows("auto/search_s", "s", found["auto"], replay, note=note),
+        *rows("fork/search_s", "s", found["fork"], replay, note=note),
+    ]
+
+
+CASES = {"restored_ms": measured, "search_s": searched}
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def _lay_out(process: Traced, wanted: Layout) -> None:
         process.call(_BRK, wanted.heap_end)
     if wanted.stack_start and wanted.stack_start < now.stack_start:
         process.call(_CLOCK_GETTIME, 0, wanted.stack_start)  # the kernel grows it to there
+    files: dict[str, int] = {}
     for start, end, old, new in _changes(memory.layout(process.pid).areas, wanted.areas):
         if new is None:
             process.call(_MUNMAP, start, end - start)
@@ -126,7 +127,9 @@ def _lay_out(process: Traced, wanted: Layout) -> None:
         ):  # fmt: skip
             process.call(_MPROTECT, start, end - start, _protection(new))
         else:
-            _map(process, new)
+            _map(process, new, files)
+    for fd in files.values():
+        process.call(_CLOSE, fd)
     if memory.layout(process.pid).areas != wanted.areas:
         raise Odd("its mappings could not be made again")
 
@@ -156,17 +159,18 @@ def _protection(area: Area) -> int:
     return sum(bit for bit, flag in zip((1, 2, 4), area.mode, strict=False) if flag != "-")
 
 
-def _map(process: Traced, area: Area) -> None:
-    size, flags, fd = area.end - area.start, _FIXED, -1
-    flags |= _SHARED if area.mode[3] == "s" else _PRIVATE
-    if area.file:
-        path = _text(process, area.file.partition(" ")[2])
-        fd = process.call(_OPENAT, _AT_FDCWD, path, 0)
-    else:
+def _map(process: Traced, area: Area, files: dict[str, int]) -> None:
+    """`files` are open in the process, by what areas call them."""
+    flags, fd = _FIXED | (_SHARED if area.mode[3] == "s" else _PRIVATE), -1
+    if not area.file:
         flags |= _ANONYMOUS | _NORESERVE
+    elif area.file in files:
+        fd = files[area.file]
+    else:
+        path = _text(process, area.file.partition(" ")[2])
+        fd = files[area.file] = process.call(_OPENAT, _AT_FDCWD, path, 0)
+    size = area.end - area.start
     process.call(_MMAP, area.start, size, _protection(area), flags, fd, area.offset)
-    if fd >= 0:
-        process.call(_CLOSE, fd)
 
 
 def _text(process: Traced, text: str) -> int:

@@ -227,7 +227,7 @@ LOOK = "import os, hashlib\nrepr(names)[:2000], hashlib.md5(repr(names).encode()
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_restored_session_goes_on_as_the_original(
     go: Go, wide: EmbeddedSandbox, data: st.DataObject
 ) -> None:
@@ -472,7 +472,7 @@ class Restoring:
         self.capabilities = capabilities
 
 
-ABUSES = [name for name in CELLS if name[0] in "DE" or name[:3] in ("A01", "A04", "A08", "A12", "A13", "A19", "B07", "B08", "B09", "C01", "C02", "C09", "C20", "C21")]  # fmt: skip
+ABUSES = [name for name in CELLS if name[0] in "DE" or name[:3] in ("A01", "A04", "A08", "A12", "B08", "B09", "C02", "C09", "C21")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -699,12 +699,11 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("delay", [0.25, 0.4])
-def test_a_host_killed_halfway_leaves_nothing(wide: EmbeddedSandbox, delay: float) -> None:
+def test_a_host_killed_halfway_leaves_nothing(wide: EmbeddedSandbox) -> None:
     host = subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True)
     assert host.stdout is not None
     jail = psutil.Process(int(host.stdout.readline()))
-    time.sleep(delay)
+    time.sleep(0.3)
     jailed = [jail, *jail.children(recursive=True)]
     host.kill()
     host.wait(10)
