@@ -79,7 +79,7 @@ def fails(capsys, *argv: str) -> str:
         (["eval", "--env", "arithmetic", "--policy", "scripted:no.such:f"], "No module named"),
         (["eval", "--env", "arithmetic", "--policy", "scripted:tests.test_cli:os"], "no function"),
         (["eval", "--env", "arithmetic", *POLICY, "policy.colour=1"], "Known: latency"),
-        (["eval", "--env", "arithmetic", *POLICY, "policy.latency=long"], "is a number"),
+        (["eval", "--env", "arithmetic", *POLICY, "policy.latency=long"], "expected a number"),
         (["eval", "--env", "arithmetic", *POLICY, "rollout.max_calls=many"], "whole number"),
         (["eval", "--env", "arithmetic", *POLICY, "env.level=high"], "'arithmetic'"),
         (["eval", "--env", "arithmetic", *POLICY, "-n", "-3"], "n is at least 0"),

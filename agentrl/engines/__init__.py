@@ -11,7 +11,7 @@ from agentrl.engines.endpoint.policy import endpoint_policy
 from agentrl.engines.memory import return_large_blocks
 from agentrl.engines.scripted import ScriptedPolicy
 from agentrl.errors import ConfigError, missing_extra, unknown
-from agentrl.options import imported
+from agentrl.options import imported, types_checked
 
 
 def load_policy(name: str, **options: Any) -> Any:
@@ -75,17 +75,17 @@ def _check_options(
     *more: str,
     hidden: Collection[str] = ("name", "tokenizer"),
 ) -> None:
-    """Raise ConfigError for an option that `policy` does not have, or text for a number."""
+    """Raise ConfigError for an option that `policy` does not have, or a value of another
+    type."""
     known = {
         p.name: p
         for p in inspect.signature(policy).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in hidden
     }
-    for option, value in options.items():
+    for option in options:
         if option not in known:
             raise unknown(f"option of policy {name!r}:", option, [*known, *more])
-        if isinstance(value, str) and "str" not in str(known[option].annotation):
-            raise ConfigError(f"policy {name!r}: {option} is a number or a switch, not {value!r}")
+    types_checked(f"policy {name!r}", policy, options)
 
 
 def _script(path: str, name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agentrl.errors import ConfigError
 from agentrl.search.table import State, Table
 from agentrl.search.units import Unit, Units
 from agentrl.tree import Cursor
@@ -51,6 +52,12 @@ class Budget:
     tokens: int | None = None
     seconds: float | None = None
     iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "seconds", "iterations"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ConfigError(f"a search of {limit} {name} finds nothing: give more than 0")
 
     def left(self, table: Table) -> bool:
         """True while nothing of it is used up."""

@@ -83,6 +83,10 @@ class Filters:
     cap: int | None = 8
     duplicates: bool = True
 
+    def __post_init__(self) -> None:
+        if self.cap is not None and self.cap < 1:
+            raise ConfigError(f"cap is 1 or more (null: no bound), not {self.cap}")
+
     def reason(self, better: float, worse: float, chosen: str, rejected: str) -> str | None:
         """Why these two make no pair; None if they do."""
         if math.isnan(better) or math.isnan(worse):
@@ -127,8 +131,9 @@ def select(
     wrong, from their visits (`agentrl.pairing.visit_flip`). `length_penalty` is taken off a reward
     for every character (`max_min_p` of RLHF Workflow); `by` names an attempt's metric that is
     compared in the reward's place, such as a reward model's score. Raises ConfigError for a name
-    that does not exist; DataError for siblings of trees that no search made. A tree whose search
-    failed in our hands makes no siblings, and is counted in `dropped`.
+    that does not exist, or settings of another origin; DataError for siblings of trees that no
+    search made. A tree whose search failed in our hands makes no siblings, and is counted in
+    `dropped`.
     """
     for what, name, known in (
         ("origin", origin, ORIGINS),
@@ -139,6 +144,12 @@ def select(
             raise unknown(what, name, known)
     if soft and origin != "siblings":
         raise ConfigError("soft labels come from visits, which only siblings have")
+    if origin == "siblings" and (by or length_penalty):
+        raise ConfigError(
+            "by and length_penalty are of leaves and attempts: siblings are compared "
+            "by the values that the search gave them"
+        )
+    _require_metric(by, trees)
     filters, made = filters or Filters(), Pairs()
     kept = [t for t in trees if _usable(t, origin, right_only, made)]
     for group in _groups(kept, origin):
@@ -150,6 +161,13 @@ def select(
             lot = derive_seed(seed, group[0].task.id, found, made.dropped.total())
             found += _pair(sides, filters, negative, lot, soft, origin, made)
     return made
+
+
+def _require_metric(name: str, trees: Sequence[Tree]) -> None:
+    """Raise ConfigError for a metric that no attempt has."""
+    attempts = [attempt for tree in trees for attempt in tree.attempts]
+    if name and attempts and not any(name in attempt.metrics for attempt in attempts):
+        raise unknown("metric", name, {key for attempt in attempts for key in attempt.metrics})
 
 
 def _usable(tree: Tree, origin: Origin, right_only: bool, made: Pairs) -> bool:

@@ -276,7 +276,7 @@ def test_where_only_a_name_is_given_the_environment_says_the_rest(monkeypatch, t
         ("openai:m@localhost", {}, "address"),
         ("openai:@http://localhost", {}, "model"),
         ("openai:m@http://localhost", {"colour": 1}, "Known: cache"),
-        ("openai:m@http://localhost", {"retries": "many"}, "is a number"),
+        ("openai:m@http://localhost", {"retries": "many"}, "expected a whole number"),
         ("openai:m@http://localhost", {"input_price": 1.0}, "both"),
         ("openai:m@http://localhost", {"limit_name": "tokens"}, "max_completion_tokens"),
     ],

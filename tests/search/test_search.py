@@ -273,6 +273,12 @@ def test_numbers_that_search_nothing_are_refused(name, option):
         make(name, **{option: 0})
 
 
+@pytest.mark.parametrize("limit", [{"max_tokens": 0}, {"seconds": -1.0}])
+def test_a_budget_for_nothing_is_refused(limit):
+    with pytest.raises(ConfigError, match="finds nothing: give more than 0"):
+        make("mcts", outcome=True, **limit)
+
+
 def test_a_search_of_another_prompt_is_not_taken(tmp_path):
     searched("mcts", Digits(fails=6), outcome=True, folder=str(tmp_path), **JUDGED)
     (file,) = tmp_path.iterdir()

@@ -159,6 +159,18 @@ def test_a_tree_gives_eight_pairs_at_most_and_none_twice():
     assert twice.dropped == {"a duplicate": 2}
 
 
+def test_settings_of_another_origin_and_unknown_metrics_are_refused():
+    trees = [tree_of(STEPS)]
+    for options in ({"by": "rm"}, {"length_penalty": 0.1}):
+        with pytest.raises(ConfigError, match="leaves and attempts"):
+            select(trees, CHAT, **options)
+    trees[0].attempts[0].metrics["rm"] = 0.5
+    with pytest.raises(ConfigError, match="unknown metric 'rn'"):
+        select(trees, CHAT, origin="leaves", by="rn")
+    with pytest.raises(ConfigError, match="cap is 1 or more"):
+        Filters(cap=0)
+
+
 def test_wrong_trees_can_be_left_out_and_others_are_refused():
     made = select([tree_of(STEPS, reward=0.0)], CHAT, right_only=True)
     assert (made.pairs, made.dropped) == ([], {"trees without a right answer": 1})
