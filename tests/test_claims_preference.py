@@ -57,8 +57,9 @@ def test_displacement_measures_its_arms(tmp_path):
         effect.difference(found)
 
 
-def test_preferred_attempts_have_two_passes_and_rejected_ones_their_digits():
-    for pair in displacement.preferences(0, displacement.Size(n=20)):
+def test_rejected_answers_differ_in_the_last_digit_or_are_random():
+    same = []
+    for pair in displacement.preferences(0, displacement.Size(n=200)):
         digits, chosen, rejected = (
             displacement.TOKENIZER.decode(ids).replace("<|end|>", "")
             for ids in (
@@ -67,6 +68,9 @@ def test_preferred_attempts_have_two_passes_and_rejected_ones_their_digits():
                 pair.rejected.token_ids[9:15],
             )
         )
-        assert chosen == displacement.passes(digits, 2)
+        assert chosen in {displacement.passes(digits, n) for n in range(4)}
         assert chosen != rejected
-        assert sorted(chosen) == sorted(rejected) == sorted(digits)
+        same.append(sum(a == b for a, b in zip(chosen, rejected, strict=True)))
+    near = [n for n in same if n == 5]
+    assert len(near) / len(same) == pytest.approx(0.5, abs=0.1)
+    assert sum(same) - sum(near) < 0.2 * 6 * (len(same) - len(near))
