@@ -65,7 +65,9 @@ def sandbox_checks() -> list[Check]:
 
     found = sandboxes.doctor()
     tiers = f"{found.tier} (possible: {', '.join(found.tiers) or 'none'})"
-    text = f"{tiers}; control groups: {found.cgroup}; {' '.join(found.languages)}"
+    snapshots = found.details.get("snapshots", "no")
+    text = f"{tiers}; control groups: {found.cgroup}; snapshots: {snapshots}; "
+    text += " ".join(found.languages)
     reasons = [Check("", False, reason) for reason in found.reasons]
     return [Check("sandbox (embedded)", found.ok, text, needed=True), *reasons, _docker()]
 

@@ -534,6 +534,7 @@ def test_doctor() -> None:
     assert any("not root" in reason for reason in report.reasons) == (os.geteuid() != 0)
     assert "python" in report.languages
     assert report.to_json()["details"]["kernel"]
+    assert report.details["snapshots"] == "yes" or report.details["snapshots"].startswith("no: ")
 
 
 def test_limits_of_one_session(go: Go, box: EmbeddedSandbox) -> None:

@@ -366,7 +366,7 @@ REFUSED = {
     "no-directory": ("import os; os.mkdir('d'); os.chdir('d'); os.rmdir('/work/d')", "working directory was removed"),
     "deep-directories": ("import os\nfor _ in range(80): os.mkdir('d'); os.chdir('d')", "deep"),
     "many-mappings": ("import mmap\nk = []\ntry:\n    for n in range(60_000): k.append(mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=1 + n % 2 * 2))\nexcept OSError: pass", "more than 4096 mappings"),
-    "addresses": ("import ctypes, resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nl = ctypes.CDLL(None); l.mmap.restype = ctypes.c_void_p\nassert l.mmap(None, ctypes.c_size_t(1 << 40), 0, 0x4022, -1, ctypes.c_size_t(0)) != 2**64 - 1", "resource limits"),
+    "addresses": ("import ctypes, resource\nkept = resource.getrlimit(resource.RLIMIT_AS)\nresource.setrlimit(resource.RLIMIT_AS, (-1, kept[1]))\nl = ctypes.CDLL(None); l.mmap.restype = ctypes.c_void_p\nassert l.mmap(None, ctypes.c_size_t(1 << 40), 0, 0x4022, -1, ctypes.c_size_t(0)) != 2**64 - 1\nresource.setrlimit(resource.RLIMIT_AS, kept)", "GiB of addresses"),
     "own-filter": ("import ctypes\nl = ctypes.CDLL(None)\nclass F(ctypes.Structure): _fields_ = [('n', ctypes.c_ushort), ('f', ctypes.c_char_p)]\nassert l.prctl(22, 2, ctypes.byref(F(1, b'\\x06\\0\\0\\0\\0\\0\\xff\\x7f'))) == 0", "Seccomp_filters"),
 }  # fmt: skip
 
@@ -619,6 +619,18 @@ def test_sessions_without_namespaces_refuse(go: Go, box: EmbeddedSandbox, tier: 
         assert not box.capabilities.snapshots
         async with box.session() as session:
             with pytest.raises(SnapshotRefused, match="namespaces of its own"):
+                await session.snapshot()
+
+    go(work())
+
+
+def test_another_machine_refuses(
+    go: Go, wide: EmbeddedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with wide.session() as session:
+            monkeypatch.setattr("platform.machine", lambda: "aarch64")
+            with pytest.raises(SnapshotRefused, match="x86-64 Linux only"):
                 await session.snapshot()
 
     go(work())
