@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from sandbox_arena import Arena, Go, open_box, open_wide_box
+from sandbox_arena import SMALL, Arena, Go, open_box, open_wide_box
+from snapshot_states import opened_states
 
 from agentrl.errors import IsolationError
 from sandboxes.embedded import EmbeddedSandbox, uids
@@ -57,3 +58,15 @@ def wide_box(go: Go) -> Iterator[EmbeddedSandbox]:
         pytest.skip(f"no isolation on this machine: {error}")
     yield opened
     go(opened.close())
+
+
+@pytest.fixture(scope="module")
+def wide_states(go: Go) -> Iterator[EmbeddedSandbox]:
+    """A box with the usual limits, whose sessions' states can be taken."""
+    yield from opened_states(go, spares=2)
+
+
+@pytest.fixture(scope="module")
+def small_states(go: Go) -> Iterator[EmbeddedSandbox]:
+    """The same with small limits and without spares, so that its processes can be counted."""
+    yield from opened_states(go, spares=0, **SMALL)
