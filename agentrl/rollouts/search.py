@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentrl.errors import ConfigError, unknown
+from agentrl.errors import unknown
 from agentrl.interfaces import Rollout
 from agentrl.rollouts.searching import at_least_one, searching
 from agentrl.search import strategies
@@ -73,11 +73,6 @@ def mcts(
     """
     units = _units(unit, step_tokens)
     at_least_one("mcts", b1=b1, b2=b2, depth=depth, iterations=iterations, first=first)
-    if gold is not None and not callable(gold):
-        raise ConfigError(
-            f"mcts: gold is a function from a task to its reference solution, not {gold!r}; it is "
-            "given from Python"
-        )
 
     async def run(search: Search) -> State:
         return await strategies.mcts(

@@ -275,5 +275,5 @@ def test_an_episode_stands_where_its_path_leads_whatever_was_closed_meanwhile(
 
 
 def test_the_reference_is_a_function_of_the_task():
-    with pytest.raises(ConfigError, match="gold is a function"):
+    with pytest.raises(ConfigError, match="gold='42': expected a function"):
         make("mcts", gold="42")
