@@ -195,7 +195,6 @@ def test_numbers_that_are_none_are_refused(server):
         (["--host", "0.0.0.0"], "whoever reaches 0.0.0.0 could run code here"),
         (["--host", "::"], "whoever reaches"),
         (["--host", "no.such.host.invalid"], "there is no host"),
-        (["--port", "70000"], "port 70000"),
         (["--max-running", "0"], "most_running must be above 0"),
         (["--token-file", "none.txt"], "cannot read the token file"),
         (["--token-file", "empty.txt"], "holds no token"),
