@@ -57,7 +57,7 @@ types: install
 bench: install   ## the benchmarks, against peers in the same run (one thread)
 	$(VENV)/bin/pip install --quiet -e '.[bench-sandbox]'
 	@export AGENTRL_VLLM_PYTHON="$${AGENTRL_VLLM_PYTHON:-$(wildcard $(CURDIR)/.venv-vllm/bin/python)}"; \
-	for name in rollout train logprob agents search engines sandbox; do \
+	for name in rollout train logprob agents search engines sandbox snapshots; do \
 		OMP_NUM_THREADS=1 $(RUN) benchmarks.$$name --json runs/bench-$$name.json || exit 1; \
 	done
 

@@ -79,9 +79,8 @@ def run_eval(options: argparse.Namespace) -> int:
     run.rollout = options.rollout or (IN_TURNS if options.turns is not None else "tool_loop")
     if options.out:
         keep_settings(options.out, "eval", run)
-    model = (
-        load_reward(options.reward) if options.reward else None
-    )  # before work that it could cost
+    # before the rollouts, which a name that means nothing would cost
+    model = load_reward(options.reward) if options.reward else None
     trees = asyncio.run(collected(run, evaluating=True))
     if options.reward:
         asyncio.run(_score(trees, model, options.reward, options.policy, run.out))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.commands.common import command_of
+from agentrl.commands.machine import run_list
 from agentrl.errors import ConfigError
 
 
@@ -37,9 +38,7 @@ def run_reproduce(options: argparse.Namespace) -> int:
     from agentrl.reproduce import markdown, reproduce, show
 
     if options.list:
-        for name in claims.names():
-            print(f"{name:<16} {claims.get(name).says}")
-        return 0
+        return run_list(argparse.Namespace(what="claims"))
     if options.claim is None:
         raise ConfigError("reproduce: name a claim (agentrl reproduce --list), or all")
     for name in claims.names() if options.claim == "all" else [options.claim]:
